@@ -1,0 +1,140 @@
+"""What the agent asks of a hypervisor. All calls are idempotent and bounded in time by the caller.
+
+Failures are `CloudError(ENGINE)` with the engine's own words in the message; asking about a domain that does not
+exist is `CloudError(NOT_FOUND)`, except `destroy` and `undefine`, which then have nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+from scloud.model.base import Value
+
+
+class DiskSource(Value):
+    """Where a disk's bytes are. The hypervisor uses it as `raw`: no format is ever guessed."""
+
+    disk: str
+    path: Path
+    read_only: bool = False
+
+
+class NicDevice(Value):
+    """A tap that already exists, made and owned by the network driver."""
+
+    nic: str
+    tap: str
+    mac: str
+    mtu: int
+    offload: bool
+    """False on the userspace datapath: checksum and segmentation offload are switched off."""
+
+
+class DomainSpec(Value):
+    """`max_cpus` and `max_memory_mib` bound what can be plugged in while it runs."""
+
+    vm: str
+    name: str
+    cpus: int
+    max_cpus: int
+    memory_mib: int
+    max_memory_mib: int
+    disks: tuple[DiskSource, ...]
+    """In boot order; the first is the system disk. Each disk's serial in the guest is its id's last 20 characters."""
+    nics: tuple[NicDevice, ...]
+    console_log: Path
+    console_socket: Path
+    """A UNIX socket on which QEMU listens with the guest's serial port, one client at a time."""
+
+
+class DomainFacts(Value):
+    """One of our domains as it is. `off_reason` says why it is off, where the engine knows."""
+
+    vm: str
+    running: bool
+    paused: bool = False
+    off_reason: Literal["guest", "requested", "crashed", "unknown"] = "unknown"
+    cpus: int
+    memory_mib: int
+    disks: tuple[str, ...]
+    nics: tuple[str, ...]
+    pid: int | None = None
+
+
+class DomainEvent(Value):
+    """`stopped` carries why; `reconnected` means the engine itself was away and everything must be looked at anew."""
+
+    kind: Literal["started", "stopped", "rebooted", "reconnected"]
+    vm: str | None = None
+    off_reason: Literal["guest", "requested", "crashed", "unknown"] = "unknown"
+
+
+class DomainFigures(Value):
+    """Cumulative CPU seconds since the domain started; memory in MiB."""
+
+    vm: str
+    cpu_seconds: float
+    cpus: int
+    memory_mib: int
+    memory_used_mib: int | None
+    resident_mib: int | None
+
+
+class Hypervisor(Protocol):
+    """Domains are found by the id stamped into their metadata, never by name."""
+
+    async def domains(self) -> list[DomainFacts]: ...
+
+    async def show(self, vm: str) -> DomainFacts | None: ...
+
+    async def start(self, spec: DomainSpec) -> None:
+        """Define anew from the spec and start. A running domain is left as it is."""
+        ...
+
+    async def shutdown(self, vm: str) -> None:
+        """Ask the guest over ACPI; returns at once."""
+        ...
+
+    async def destroy(self, vm: str) -> None:
+        """Switch off at once."""
+        ...
+
+    async def reboot(self, vm: str) -> None:
+        """Reset as by the button; the guest's disks stay attached."""
+        ...
+
+    async def undefine(self, vm: str) -> None:
+        """Forget a domain that is off."""
+        ...
+
+    async def attach_disk(self, vm: str, disk: DiskSource) -> None: ...
+
+    async def detach_disk(self, vm: str, disk: str) -> None:
+        """Returns when the guest has let go; `CloudError(TIMED_OUT)` if it does not within 20 s."""
+        ...
+
+    async def grow_disk(self, vm: str, disk: str, size_mib: int) -> None:
+        """Tell a running guest that its disk has grown."""
+        ...
+
+    async def attach_nic(self, vm: str, nic: NicDevice) -> None: ...
+
+    async def detach_nic(self, vm: str, nic: str) -> None: ...
+
+    async def set_cpus(self, vm: str, cpus: int) -> bool:
+        """Live; False if this guest takes it only at its next start."""
+        ...
+
+    async def set_memory(self, vm: str, memory_mib: int) -> bool:
+        """Live; False if this guest takes it only at its next start."""
+        ...
+
+    async def figures(self) -> list[DomainFigures]: ...
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Every change as it happens, until the consumer stops."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,76 @@
+"""What a node tells the manager."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from scloud.model.base import Value
+from scloud.model.statuses import Accelerator, Capacity
+
+
+class NodeFacts(Value):
+    """Sent once per connection. `tunnel_ip` is where other nodes send this node's VXLAN."""
+
+    hostname: str
+    architecture: str
+    capacity: Capacity
+    tunnel_ip: str
+    accelerator: Accelerator
+    agent_version: str
+    datapath: str
+    boot_id: str
+
+
+class NodeLoad(Value):
+    """Sent with the heartbeat. Fractions are 0..1."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    memory_free_mib: int = 0
+    disk_free_mib: int = 0
+
+
+class Observed(Value):
+    """The state of one desired object, for the generation it was compared with.
+
+    `settled` is false while the agent is still working on it; `reason` names what is wrong or being waited for, and
+    what to do about it when `state` is `error`.
+    """
+
+    key: str
+    generation: int
+    state: Literal["running", "stopped", "ready", "absent", "error", "working"]
+    settled: bool
+    reason: str = ""
+    cpus: int | None = None
+    memory_mib: int | None = None
+    used_mib: int | None = None
+    restarts: int = 0
+    guest_stopped: bool = False
+    """The guest powered itself off (or obeyed an ACPI request): its owner decides whether it starts again."""
+
+
+class VmFigures(Value):
+    """Counters and gauges of one VM as libvirt and the switch see it."""
+
+    vm: str
+    cpu_seconds: float
+    cpu_fraction: float | None = None
+    """Of all its virtual CPUs, since the last sample."""
+    memory_mib: int = 0
+    memory_used_mib: int | None = None
+    """As the guest's balloon driver tells; None where it has none."""
+    resident_mib: int | None = None
+    sampled_at: float = 0.0
+
+
+class Inventory(Value):
+    """Everything stamped with one of our ids that exists on the node, for `scloud audit`. Values are `kind/id` keys."""
+
+    domains: tuple[str, ...] = ()
+    running: tuple[str, ...] = ()
+    disks: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    flow_owners: tuple[str, ...] = ()

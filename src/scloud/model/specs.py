@@ -1,0 +1,175 @@
+"""What people ask for: the spec of each kind of resource.
+
+References inside a stored spec are ids; requests may also name things (the API resolves them).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from scloud.model.base import Value
+from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni
+
+Id = Annotated[str, StringConstraints(max_length=32)]
+UserData = Annotated[
+    str,
+    StringConstraints(max_length=65536, pattern=r"^[^\x00]*$"),
+    Field(description="a script (beginning with #!) or #cloud-config text; at most 64 KiB"),
+]
+PublicKey = Annotated[
+    str,
+    StringConstraints(
+        max_length=8192,
+        pattern=r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{32,}={0,3}( [^\x00-\x1f\x7f]*)?$",
+    ),
+    Field(description="an OpenSSH public key, one line"),
+]
+
+
+class AccountSpec(Value):
+    admin: bool = False
+
+
+class ClusterSpec(Value):
+    """Nodes of one architecture; `cpu_overcommit` virtual CPUs may be promised for each physical one."""
+
+    architecture: Literal["x86_64", "aarch64"] = "x86_64"
+    cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
+
+
+class NodeSpec(Value):
+    cluster: Id
+    cordoned: bool = False
+    labels: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")],
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,63}$")],
+    ] = {}
+
+
+class KeypairSpec(Value):
+    public_key: PublicKey
+
+
+class ImageFormat(StrEnum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class ImageSpec(Value):
+    """`source` is a file on the manager's host, a URL, or `upload` when the bytes come with the request."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    format: ImageFormat
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="expected checksum of the source's bytes; an import that differs fails"
+    )
+    architecture: Literal["x86_64", "aarch64"] = "x86_64"
+    login_user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "root"
+    public: bool = Field(default=False, description="usable by every account; an administrator's to set")
+
+
+class VpcSpec(Value):
+    vni: Vni
+
+
+class SubnetSpec(Value):
+    """The first host address is the gateway, the second the DHCP and DNS service."""
+
+    vpc: Id
+    cidr: SubnetCidr
+
+
+class Direction(StrEnum):
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    ANY = "any"
+
+
+class RuleSpec(Value):
+    """One permission. `peer` is a CIDR or a security group; ports only for tcp and udp.
+
+    For inbound rules the peer is the sender; for outbound ones the receiver; ports are always the receiver's.
+    """
+
+    direction: Direction
+    protocol: Protocol = Protocol.ANY
+    port_min: L4Port | None = None
+    port_max: L4Port | None = None
+    cidr: Cidr | None = None
+    group: Id | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RuleSpec:
+        if (self.cidr is None) == (self.group is None):
+            raise ValueError("exactly one of cidr and group must be given")
+        if (self.port_min is None) != (self.port_max is None):
+            raise ValueError("port_min and port_max go together")
+        if self.port_min is not None and self.port_max is not None:
+            if self.protocol not in (Protocol.TCP, Protocol.UDP):
+                raise ValueError("ports go with tcp and udp only")
+            if self.port_min > self.port_max:
+                raise ValueError("port_min must not exceed port_max")
+        return self
+
+
+class StoredRule(RuleSpec):
+    """A rule as kept: its id, and the number that marks connections which it allowed (1..2^32-1)."""
+
+    id: Id
+    mark: Annotated[int, Field(ge=1, le=2**32 - 1)]
+
+
+class SecurityGroupSpec(Value):
+    rules: tuple[StoredRule, ...] = ()
+
+
+class PlacementGroupSpec(Value):
+    """Anti-affinity: `hard` refuses to place two members on one node, `soft` avoids it."""
+
+    policy: Literal["hard", "soft"] = "soft"
+
+
+class NicSpec(Value):
+    subnet: Id
+    vpc: Id
+    ip: Ipv4
+    mac: Mac
+    security_groups: tuple[Id, ...] = ()
+    vm: Id | None = None
+
+
+class DiskSpec(Value):
+    size_mib: DiskMib
+    image: Id | None = None
+    vm: Id | None = None
+    system: bool = False
+    """System disks live and die with their VM."""
+    rebuilds: int = 0
+    """How often the disk was made anew from its image; part of its identity on the node."""
+
+
+class VmSpec(Value):
+    """`start`, `reboot` and `rebuild` count requests, so that each is carried out exactly once."""
+
+    image: Id
+    cpus: Cpus
+    memory_mib: MemoryMib
+    power: Literal["on", "off"] = "on"
+    node: Id | None = Field(default=None, description="the only node it may be placed on")
+    placement_group: Id | None = None
+    keypairs: tuple[Id, ...] = ()
+    user_data: UserData = ""
+    restart_limit: Annotated[int, Field(ge=0, le=100)] = 5
+    """Unexpected QEMU deaths within ten minutes after which the VM is left in `error`."""
+    starts: int = 1
+    reboots: int = 0
+    force_stop: bool = False

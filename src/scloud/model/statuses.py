@@ -1,0 +1,70 @@
+"""What is so: the status of each kind of resource. Written by the manager's controllers only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from scloud.model.base import Value
+from scloud.model.kinds import State
+
+
+class Status(Value):
+    """`reason` says, whenever the state is not what was asked for, why, and what to do."""
+
+    state: State
+    reason: str = ""
+
+
+class Capacity(Value):
+    cpus: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+
+
+class Accelerator(Value):
+    """How guests run here, found by booting one: `kvm` or `tcg`, with the reason in words."""
+
+    kind: Literal["kvm", "tcg", "fake"]
+    reason: str
+    boot_seconds: float | None = None
+
+
+class NodeStatus(Status):
+    address: str = ""
+    tunnel_ip: str = ""
+    architecture: str = ""
+    capacity: Capacity = Capacity()
+    accelerator: Accelerator | None = None
+    agent_version: str = ""
+    datapath: str = ""
+    last_seen: float | None = None
+
+
+class VmStatus(Status):
+    node: str | None = None
+    addresses: tuple[str, ...] = ()
+    cpus: int | None = None
+    memory_mib: int | None = None
+    """What the running guest has; differs from the spec until a change takes effect."""
+    restarts: int = 0
+    observed_generation: int = 0
+
+
+class DiskStatus(Status):
+    node: str | None = None
+    used_mib: int | None = None
+    device: str | None = None
+    observed_generation: int = 0
+
+
+class NicStatus(Status):
+    node: str | None = None
+    observed_generation: int = 0
+
+
+class ImageStatus(Status):
+    size_mib: int = 0
+    """Virtual size: the smallest disk it fits on."""
+    sha256: str = ""
+    """Of the raw bytes as stored."""
+    file_mib: int = 0

@@ -1,0 +1,140 @@
+"""The messages between manager and agent. One JSON object a frame; `t` says which.
+
+The agent dials the manager's link port over mutual TLS. The first frame of a connection says what it is for: `hello`
+(the node's control connection, one at a time), `stream` (bytes of a console or a forwarded port), `fetch` (an image),
+or, without a certificate, `enroll`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from scloud.model.base import Value
+from scloud.model.desired import DesiredObject
+from scloud.model.observed import NodeFacts, NodeLoad, Observed
+
+# --- agent to manager
+
+
+class Hello(Value):
+    """`have` maps each object's key in the agent's journal to its generation, so only what differs is sent."""
+
+    t: Literal["hello"] = "hello"
+    facts: NodeFacts
+    epoch: int
+    have: dict[str, str]
+    """Key to digest (`digest_of`) of the object as journalled."""
+
+
+class Heartbeat(Value):
+    """Every second."""
+
+    t: Literal["heartbeat"] = "heartbeat"
+    load: NodeLoad
+
+
+class Report(Value):
+    """What has become of desired objects. Sent on every change, and all of them after a hello.
+
+    `network_revision` is the highest desired revision whose network objects are in the switch.
+    """
+
+    t: Literal["report"] = "report"
+    items: tuple[Observed, ...] = ()
+    network_revision: int = 0
+    complete: bool = False
+
+
+class Reply(Value):
+    """The answer to a Call. `error` is (kind, message) of a CloudError."""
+
+    t: Literal["reply"] = "reply"
+    call: int
+    result: Any = None
+    error: tuple[str, str] | None = None
+
+
+# --- manager to agent
+
+
+class Welcome(Value):
+    """`epoch` of the leader that speaks; an agent that has seen a higher one hangs up."""
+
+    t: Literal["welcome"] = "welcome"
+    epoch: int
+    node: str
+
+
+class Desired(Value):
+    """Objects to set and keys to forget. `full`: `have` was compared; what is not named here is as it should be.
+
+    Revisions grow by one per message within a manager's life. Dropped keys are forgotten without any action: what had
+    to be undone was said before by `absent`.
+    """
+
+    t: Literal["desired"] = "desired"
+    epoch: int
+    revision: int
+    full: bool = False
+    set: tuple[DesiredObject, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+class Call(Value):
+    """A question or a command that is not desired state: `inventory`, `figures`, `console_log`, `trace`, `open`."""
+
+    t: Literal["call"] = "call"
+    epoch: int
+    call: int
+    method: str
+    params: dict[str, Any] = {}
+
+
+AgentMessage = Annotated[Hello | Heartbeat | Report | Reply, Field(discriminator="t")]
+ManagerMessage = Annotated[Welcome | Desired | Call, Field(discriminator="t")]
+agent_message: TypeAdapter[Hello | Heartbeat | Report | Reply] = TypeAdapter(AgentMessage)
+manager_message: TypeAdapter[Welcome | Desired | Call] = TypeAdapter(ManagerMessage)
+
+
+# --- other first frames
+
+
+class StreamHello(Value):
+    """Sent on a new connection after an `open` call; raw bytes follow in both directions."""
+
+    t: Literal["stream"] = "stream"
+    stream: str
+
+
+class FetchHello(Value):
+    """Answered by a FetchStart frame, then exactly `size` raw bytes of the image's raw file, from `offset`.
+
+    The file is sent as sparse extents: see `link.images`.
+    """
+
+    t: Literal["fetch"] = "fetch"
+    image: str
+
+
+class Enroll(Value):
+    """The only frame taken without a client certificate. `csr` is PEM; the answer is an Enrolled frame."""
+
+    t: Literal["enroll"] = "enroll"
+    node: str
+    secret: str
+    csr: str
+
+
+class Enrolled(Value):
+    t: Literal["enrolled"] = "enrolled"
+    certificate: str
+    ca: str
+
+
+class Refused(Value):
+    """Instead of an answer: (kind, message) of a CloudError; the connection is closed after it."""
+
+    t: Literal["refused"] = "refused"
+    error: tuple[str, str]
