@@ -145,6 +145,8 @@ class NicSpec(Value):
     mac: Mac
     security_groups: tuple[Id, ...] = ()
     vm: Id | None = None
+    delete_with_vm: bool = False
+    """Nics made together with a VM go with it; others are only detached."""
 
 
 class DiskSpec(Value):

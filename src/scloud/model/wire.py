@@ -109,13 +109,29 @@ class StreamHello(Value):
 
 
 class FetchHello(Value):
-    """Answered by a FetchStart frame, then exactly `size` raw bytes of the image's raw file, from `offset`.
-
-    The file is sent as sparse extents: see `link.images`.
-    """
+    """Answered by a FetchStart frame (or Refused), then the image's raw file as sparse extents: see `link.images`."""
 
     t: Literal["fetch"] = "fetch"
     image: str
+
+
+class FetchStart(Value):
+    """`size` in bytes of the whole raw file; `sha256` of all its bytes, holes read as zeros."""
+
+    t: Literal["image"] = "image"
+    size: int
+    sha256: str
+
+
+class CaRequest(Value):
+    """Asks for the CA's certificate before anything is trusted; what comes back is checked against the token's pin."""
+
+    t: Literal["ca"] = "ca"
+
+
+class CaAnswer(Value):
+    t: Literal["ca"] = "ca"
+    ca: str
 
 
 class Enroll(Value):
@@ -138,3 +154,12 @@ class Refused(Value):
 
     t: Literal["refused"] = "refused"
     error: tuple[str, str]
+
+
+FirstMessage = Annotated[Hello | StreamHello | FetchHello | Enroll | CaRequest, Field(discriminator="t")]
+"""What a connection may begin with. Only Enroll and CaRequest are taken without a client certificate."""
+first_message: TypeAdapter[Hello | StreamHello | FetchHello | Enroll | CaRequest] = TypeAdapter(FirstMessage)
+welcome_answer: TypeAdapter[Welcome | Refused] = TypeAdapter(Annotated[Welcome | Refused, Field(discriminator="t")])
+fetch_answer: TypeAdapter[FetchStart | Refused] = TypeAdapter(Annotated[FetchStart | Refused, Field(discriminator="t")])
+enroll_answer: TypeAdapter[Enrolled | Refused] = TypeAdapter(Annotated[Enrolled | Refused, Field(discriminator="t")])
+ca_answer: TypeAdapter[CaAnswer | Refused] = TypeAdapter(Annotated[CaAnswer | Refused, Field(discriminator="t")])

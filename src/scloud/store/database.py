@@ -1,0 +1,232 @@
+"""The database and its one writer.
+
+Writes are functions of a transaction. They are run one after another by one thread, several to a commit when several
+are waiting (each in a savepoint, so that one's failure is its own), and answered only after the commit: durable, and
+as fast as the disk's flushes allow. Reads see the last commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.ids import RANDOM_BITS, make_id
+
+T = TypeVar("T")
+MAX_BATCH = 128
+"""Writes to one commit; bounds how long the first of them waits for the last."""
+
+
+class Tx:
+    """One transaction: the connection, the time, new ids, and what was changed (told to listeners after the commit)."""
+
+    def __init__(self, conn: Connection, now: float, rng: random.Random) -> None:
+        self.conn = conn
+        self.now = now
+        self._rng = rng
+        self.touched: dict[str, None] = {}
+
+    def new_id(self, prefix: str) -> str:
+        return make_id(prefix, int(self.now * 1000), self._rng.getrandbits(RANDOM_BITS))
+
+    def random_bits(self, bits: int) -> int:
+        return self._rng.getrandbits(bits)
+
+    def touch(self, key: str) -> None:
+        """Note a change to `kind/id`."""
+        self.touched[key] = None
+
+
+class _Job:
+    __slots__ = ("fn", "future")
+
+    def __init__(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
+        self.fn = fn
+        self.future = future
+
+
+class Store:
+    """Opens a database by URL. `inline` runs writes on the caller's thread: for the simulator and unit tests."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random | None = None,
+        inline: bool = False,
+        connect_args: dict[str, Any] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.rng = rng or random.SystemRandom()
+        self.listeners: list[Callable[[Iterable[str]], None]] = []
+        self._inline = inline
+        self._memory = url in ("sqlite://", "sqlite:///:memory:")
+        self._sqlite = url.startswith("sqlite")
+        extra: dict[str, Any] = {"poolclass": StaticPool} if self._memory else {}
+        arguments = dict(connect_args or {})
+        if self._sqlite:
+            arguments.setdefault("check_same_thread", False)
+            arguments.setdefault("timeout", 30.0)
+        self.engine = create_engine(url, connect_args=arguments, **extra)
+        self.reader: Engine = self.engine if self._memory else create_engine(url, connect_args=arguments)
+        if self._sqlite:
+            _tune_sqlite(self.engine, "BEGIN IMMEDIATE", memory=self._memory)
+            if self.reader is not self.engine:
+                _tune_sqlite(self.reader, "BEGIN", memory=False)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- writing
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` in a transaction; returns its result once it is durable."""
+        if self._inline:
+            return self.write_now(fn)
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._loop = loop
+            self._thread = threading.Thread(target=self._write_forever, name="store-writer", daemon=True)
+            self._thread.start()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Job(fn, future))
+        # A caller that is cancelled does not undo a write that is already on its way.
+        return await asyncio.shield(future)
+
+    def write_now(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` on this thread, in a transaction of its own. For start-up, migrations and the inline mode."""
+        with self.engine.begin() as conn:
+            tx = Tx(conn, self.clock(), self.rng)
+            result = fn(tx)
+        self._notify(tx.touched)
+        return result
+
+    def _write_forever(self) -> None:
+        while True:
+            job = self._queue.get()
+            if job is None:
+                return
+            batch = [job]
+            while len(batch) < MAX_BATCH:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    self._queue.put(None)
+                    break
+                batch.append(more)
+            self._commit(batch)
+
+    def _commit(self, batch: list[_Job]) -> None:
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        touched: dict[str, None] = {}
+        try:
+            with self.engine.begin() as conn:
+                for job in batch:
+                    tx = Tx(conn, self.clock(), self.rng)
+                    try:
+                        with conn.begin_nested():
+                            result = job.fn(tx)
+                    except Exception as error:
+                        outcomes.append((job.future, None, error))
+                    else:
+                        outcomes.append((job.future, result, None))
+                        touched.update(tx.touched)
+        except Exception as error:
+            failure = _database_error(error)
+            outcomes = [(job.future, None, failure) for job in batch]
+            touched = {}
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            loop.call_soon_threadsafe(self._deliver, outcomes, touched)
+        except RuntimeError:
+            return  # the loop was closed meanwhile: nobody is waiting any more
+
+    def _deliver(
+        self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: dict[str, None]
+    ) -> None:
+        for future, result, error in outcomes:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        self._notify(touched)
+
+    def _notify(self, touched: Iterable[str]) -> None:
+        keys = list(touched)
+        if keys:
+            for listener in self.listeners:
+                listener(keys)
+
+    # --- reading
+
+    async def read(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` on the last committed state.
+
+        SQLite answers from memory in well under a millisecond, so it runs right here; a server over a network would
+        hold up the event loop, so it runs in a thread.
+        """
+        if self._sqlite:
+            return self.read_now(fn)
+        return await asyncio.to_thread(self.read_now, fn)
+
+    def read_now(self, fn: Callable[[Tx], T]) -> T:
+        with self.reader.connect() as conn:
+            return fn(Tx(conn, self.clock(), self.rng))
+
+    def close(self) -> None:
+        """Let waiting writes finish, then end."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(timeout=30)
+            self._thread = None
+        self.engine.dispose()
+        self.reader.dispose()
+
+
+def open_sqlite(path: Path, *, clock: Callable[[], float], rng: random.Random | None = None) -> Store:
+    """The embedded database in a file, made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Store(f"sqlite:///{path}", clock=clock, rng=rng)
+
+
+def _database_error(error: Exception) -> Exception:
+    if isinstance(error, OperationalError | sqlite3.Error | OSError):
+        return CloudError(ErrorKind.UNAVAILABLE, f"the manager's database cannot be written: {error}; nothing was done")
+    return error
+
+
+def _tune_sqlite(engine: Engine, begin: str, *, memory: bool) -> None:
+    """WAL with synchronous=FULL: a commit is on the disk when it returns; readers never wait for the writer."""
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN below is the only one
+        cursor = connection.cursor()
+        if not memory:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA temp_store=MEMORY")
+        cursor.execute("PRAGMA cache_size=-32768")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)

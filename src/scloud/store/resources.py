@@ -1,0 +1,338 @@
+"""Resources as rows: reading, making, changing, forgetting; always within an account unless asked otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal, TypeVar
+
+import orjson
+from sqlalchemy import Row, and_, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from scloud.model.base import Value
+from scloud.model.errors import CloudError, ErrorKind, not_found
+from scloud.model.ids import is_id
+from scloud.model.kinds import PREFIX, Kind, State
+from scloud.model.statuses import Status
+from scloud.store.database import Tx
+from scloud.store.tables import claim, reference, resource
+
+V = TypeVar("V", bound=Value)
+
+
+class _Keep(Enum):
+    KEEP = 1
+
+
+KEEP: Final = _Keep.KEEP
+"""Leave a column as it is, where None means something."""
+SYSTEM = ""
+"""The account of what belongs to the administrator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One row. Spec and status stay text until someone needs them as values."""
+
+    id: str
+    kind: str
+    account: str
+    name: str
+    state: str
+    node: str | None
+    parent: str | None
+    generation: int
+    observed_generation: int
+    spec: str
+    status: str
+    created_at: float
+    updated_at: float
+    gone: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.id}"
+
+    def spec_as(self, type_: type[V]) -> V:
+        return type_.model_validate_json(self.spec)
+
+    def status_as(self, type_: type[V]) -> V:
+        return type_.model_validate_json(self.status)
+
+    def public(self) -> dict[str, Any]:
+        """As the API shows it; `orjson` splices spec and status in without parsing them."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "account": self.account or None,
+            "generation": self.generation,
+            "spec": orjson.Fragment(self.spec),
+            "status": orjson.Fragment(self.status),
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+def _row(row: Row[Any]) -> Resource:
+    return Resource(*row._tuple())
+
+
+def dump(value: Value) -> str:
+    return value.model_dump_json()
+
+
+# --- reading
+
+
+def find(tx: Tx, id: str, *, gone: bool = False) -> Resource | None:
+    """By id alone, whoever owns it; tombstones only when asked for."""
+    row = tx.conn.execute(select(resource).where(resource.c.id == id)).first()
+    if row is None or (row.gone and not gone):
+        return None
+    return _row(row)
+
+
+def get(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource:
+    """By id or name; `account` None means an administrator, who sees all by id and the system's by name.
+
+    Raises NOT_FOUND, the same for what is not there and what is another's.
+    """
+    query = select(resource).where(resource.c.kind == kind, resource.c.gone.is_(False))
+    if is_id(ref):
+        query = query.where(resource.c.id == ref)
+        if account is not None:
+            query = query.where(resource.c.account == account)
+    else:
+        query = query.where(resource.c.account == (account or SYSTEM), resource.c.name == ref)
+    row = tx.conn.execute(query).first()
+    if row is None:
+        raise not_found(kind, ref)
+    return _row(row)
+
+
+def find_many(tx: Tx, ids: Iterable[str], *, gone: bool = True) -> dict[str, Resource]:
+    """Rows by id, in chunks that every database takes; includes tombstones unless told not to."""
+    wanted = list(dict.fromkeys(ids))
+    found: dict[str, Resource] = {}
+    for start in range(0, len(wanted), 500):
+        for row in tx.conn.execute(select(resource).where(resource.c.id.in_(wanted[start : start + 500]))):
+            if gone or not row.gone:
+                found[row.id] = _row(row)
+    return found
+
+
+def page(
+    tx: Tx,
+    kind: Kind,
+    account: str | None,
+    *,
+    limit: int,
+    after: str | None = None,
+    filters: Mapping[str, Any] | None = None,
+) -> tuple[list[Resource], str | None]:
+    """One page in order of id (that is, of making) and the cursor of the next."""
+    query = select(resource).where(resource.c.kind == kind, resource.c.gone.is_(False))
+    if account is not None:
+        query = query.where(resource.c.account == account)
+    for column, value in (filters or {}).items():
+        query = query.where(resource.c[column] == value)
+    if after:
+        query = query.where(resource.c.id > after)
+    rows = [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id).limit(limit + 1))]
+    if len(rows) > limit:
+        return rows[:limit], rows[limit - 1].id
+    return rows, None
+
+
+def all_of(tx: Tx, kind: Kind, *, gone: bool = False) -> list[Resource]:
+    query = select(resource).where(resource.c.kind == kind)
+    if not gone:
+        query = query.where(resource.c.gone.is_(False))
+    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+
+
+def children(tx: Tx, kind: Kind, parent: str, *, gone: bool = False) -> list[Resource]:
+    query = select(resource).where(resource.c.parent == parent, resource.c.kind == kind)
+    if not gone:
+        query = query.where(resource.c.gone.is_(False))
+    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+
+
+def on_node(tx: Tx, kind: Kind, node: str) -> list[Resource]:
+    """Everything of a kind on a node, tombstones included."""
+    query = select(resource).where(resource.c.node == node, resource.c.kind == kind).order_by(resource.c.id)
+    return [_row(row) for row in tx.conn.execute(query)]
+
+
+def in_state(tx: Tx, kind: Kind, state: State) -> list[Resource]:
+    query = select(resource).where(resource.c.kind == kind, resource.c.state == state, resource.c.gone.is_(False))
+    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+
+
+# --- writing
+
+
+def create(
+    tx: Tx,
+    kind: Kind,
+    account: str,
+    name: str,
+    spec: Value,
+    status: Status,
+    *,
+    id: str | None = None,
+    node: str | None = None,
+    parent: str | None = None,
+) -> Resource:
+    """Insert; CONFLICT if the account has one of that name already."""
+    made = Resource(
+        id=id or tx.new_id(PREFIX[kind]),
+        kind=kind,
+        account=account,
+        name=name,
+        state=status.state,
+        node=node,
+        parent=parent,
+        generation=1,
+        observed_generation=0,
+        spec=dump(spec),
+        status=dump(status),
+        created_at=tx.now,
+        updated_at=tx.now,
+        gone=False,
+    )
+    try:
+        tx.conn.execute(insert(resource), [_columns(made)])
+    except IntegrityError as error:
+        raise CloudError(
+            ErrorKind.CONFLICT, f"there is already a {kind} named '{name}' in this account; choose another name"
+        ) from error
+    tx.touch(made.key)
+    return made
+
+
+def _columns(row: Resource) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in Resource.__slots__}
+
+
+def save(
+    tx: Tx,
+    row: Resource,
+    *,
+    spec: Value | None = None,
+    status: Status | None = None,
+    name: str | None = None,
+    node: str | Literal[_Keep.KEEP] | None = KEEP,
+    parent: str | Literal[_Keep.KEEP] | None = KEEP,
+    observed_generation: int | None = None,
+    gone: bool | None = None,
+) -> Resource:
+    """Write what is given. A new spec raises the generation. Returns the row as it now is."""
+    values: dict[str, Any] = {"updated_at": tx.now}
+    if spec is not None:
+        values["spec"] = dump(spec)
+        values["generation"] = row.generation + 1
+    if status is not None:
+        values["status"] = dump(status)
+        values["state"] = status.state.value
+    if name is not None:
+        values["name"] = name
+    if node is not KEEP:
+        values["node"] = node
+    if parent is not KEEP:
+        values["parent"] = parent
+    if observed_generation is not None:
+        values["observed_generation"] = observed_generation
+    if gone is not None:
+        values["gone"] = gone
+    try:
+        tx.conn.execute(update(resource).where(resource.c.id == row.id).values(**values))
+    except IntegrityError as error:
+        raise CloudError(
+            ErrorKind.CONFLICT, f"there is already a {row.kind} named '{name}' in this account; choose another name"
+        ) from error
+    tx.touch(row.key)
+    return Resource(**{**_columns(row), **values})
+
+
+def remove(tx: Tx, row: Resource) -> None:
+    """Forget a resource, its references and its claims."""
+    tx.conn.execute(delete(reference).where(reference.c.source == row.id))
+    tx.conn.execute(delete(claim).where(claim.c.owner == row.id))
+    tx.conn.execute(delete(resource).where(resource.c.id == row.id))
+    tx.touch(row.key)
+
+
+# --- references
+
+
+def refer(tx: Tx, source: str, target: str, role: str) -> None:
+    """Note that `source` uses `target`; noting it twice is the same as once."""
+    exists = tx.conn.execute(
+        select(reference.c.source).where(
+            and_(reference.c.source == source, reference.c.target == target, reference.c.role == role)
+        )
+    ).first()
+    if exists is None:
+        tx.conn.execute(insert(reference), [{"source": source, "target": target, "role": role}])
+
+
+def unrefer(tx: Tx, source: str, target: str | None = None, role: str | None = None) -> None:
+    query = delete(reference).where(reference.c.source == source)
+    if target is not None:
+        query = query.where(reference.c.target == target)
+    if role is not None:
+        query = query.where(reference.c.role == role)
+    tx.conn.execute(query)
+
+
+def users_of(tx: Tx, target: str, *, limit: int = 50) -> list[Resource]:
+    """Who uses a resource, tombstones not counted."""
+    query = (
+        select(resource)
+        .join(reference, reference.c.source == resource.c.id)
+        .where(reference.c.target == target, resource.c.gone.is_(False))
+        .distinct()
+        .order_by(resource.c.id)
+        .limit(limit)
+    )
+    return [_row(row) for row in tx.conn.execute(query)]
+
+
+def sources_of(tx: Tx, target: str, role: str) -> list[str]:
+    """Ids of what uses a resource in a role, tombstones too."""
+    query = select(reference.c.source).where(reference.c.target == target, reference.c.role == role)
+    return [row.source for row in tx.conn.execute(query.order_by(reference.c.source))]
+
+
+def refuse_if_used(tx: Tx, row: Resource, *, ignore: Sequence[str] = ()) -> None:
+    """IN_USE with the list of users."""
+    users = [user for user in users_of(tx, row.id) if user.id not in ignore]
+    if users:
+        names = [f"{user.kind} {user.name}" for user in users]
+        raise CloudError(
+            ErrorKind.IN_USE,
+            f"{row.kind} '{row.name}' is in use by {', '.join(names[:5])}"
+            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            + "; delete or detach them first",
+            users=names,
+        )
+
+
+# --- claims
+
+
+def claim_value(tx: Tx, scope: str, value: str, owner: str) -> bool:
+    """Take a value nobody else has; False if somebody does."""
+    taken = tx.conn.execute(select(claim.c.owner).where(and_(claim.c.scope == scope, claim.c.value == value))).first()
+    if taken is not None:
+        return bool(taken.owner == owner)
+    tx.conn.execute(insert(claim), [{"scope": scope, "value": value, "owner": owner}])
+    return True
+
+
+def claimed(tx: Tx, scope: str) -> set[str]:
+    return {row.value for row in tx.conn.execute(select(claim.c.value).where(claim.c.scope == scope))}
