@@ -20,6 +20,8 @@ class ProcessSpec(Value):
 
 
 class ProcessFacts(Value):
+    """`restarts` counts starts that replaced a process which had died by itself, since it was last stopped."""
+
     name: str
     pid: int | None
     running: bool
@@ -28,9 +30,18 @@ class ProcessFacts(Value):
 
 class Supervisor(Protocol):
     async def ensure(self, spec: ProcessSpec) -> bool:
-        """Running and ready when this returns; True if it had to be started. `CloudError(ENGINE)` names the log."""
+        """Running and ready when this returns; True if it had to be started. `CloudError(ENGINE)` names the log.
+
+        A process that runs with other arguments, environment or namespace than the spec's is replaced.
+        """
         ...
 
-    async def stop(self, name: str, grace_s: float = 5.0) -> None: ...
+    async def stop(self, name: str, grace_s: float = 5.0) -> None:
+        """Ask it to end, and after the grace make it; nothing to do if it does not run."""
+        ...
+
+    async def died(self, name: str) -> None:
+        """Return as soon as the named process does not run; at once if there is none."""
+        ...
 
     async def processes(self) -> list[ProcessFacts]: ...
