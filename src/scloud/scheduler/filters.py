@@ -1,0 +1,63 @@
+"""Reasons why a node cannot take a VM. Each filter answers None, or a sentence for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scloud.scheduler.snapshot import NodeSnapshot, Request
+
+Filter = Callable[[NodeSnapshot, Request], str | None]
+
+
+def pinned(node: NodeSnapshot, request: Request) -> str | None:
+    if request.node is not None and node.id != request.node:
+        return "another node was asked for"
+    return None
+
+
+def alive(node: NodeSnapshot, request: Request) -> str | None:
+    if not node.ready:
+        return node.reason or "is not ready"
+    return None
+
+
+def not_cordoned(node: NodeSnapshot, request: Request) -> str | None:
+    if node.cordoned:
+        return "is cordoned (`scloud node uncordon` opens it)"
+    return None
+
+
+def architecture(node: NodeSnapshot, request: Request) -> str | None:
+    if node.architecture != request.architecture:
+        return f"is {node.architecture or 'of unknown architecture'}, the image is {request.architecture}"
+    return None
+
+
+def cpus(node: NodeSnapshot, request: Request) -> str | None:
+    free = node.cpus - node.cpus_used
+    if request.cpus > free:
+        return f"has too few CPUs left ({max(free, 0)} of {node.cpus} with overcommit, {request.cpus} asked for)"
+    return None
+
+
+def memory(node: NodeSnapshot, request: Request) -> str | None:
+    free = node.memory_mib - node.memory_used_mib
+    if request.memory_mib > free:
+        return f"has too little memory left ({max(free, 0)} MiB, {request.memory_mib} asked for)"
+    return None
+
+
+def disk(node: NodeSnapshot, request: Request) -> str | None:
+    free = node.disk_mib - node.disk_used_mib
+    if request.disk_mib > free:
+        return f"has too little disk left ({max(free, 0)} MiB, {request.disk_mib} asked for)"
+    return None
+
+
+def anti_affinity(node: NodeSnapshot, request: Request) -> str | None:
+    if request.group_hard and request.group_vms.get(node.id, 0):
+        return "already has a VM of this hard placement group"
+    return None
+
+
+FILTERS: tuple[Filter, ...] = (pinned, alive, not_cordoned, architecture, cpus, memory, disk, anti_affinity)

@@ -1,0 +1,78 @@
+"""What the scheduler is given: nodes as they are, and a request. Plain values; no clock, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """`cpus` is what may be promised: physical CPUs times the cluster's overcommit. Loads are fractions, 0..1."""
+
+    id: str
+    name: str
+    ready: bool
+    cordoned: bool
+    architecture: str
+    cpus: int
+    memory_mib: int
+    disk_mib: int
+    cpus_used: int = 0
+    memory_used_mib: int = 0
+    disk_used_mib: int = 0
+    cpu_load: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One VM to place. `account_vms` and `group_vms` count, by node, the VMs to keep away from."""
+
+    cpus: int
+    memory_mib: int
+    disk_mib: int
+    architecture: str
+    node: str | None = None
+    account_vms: Mapping[str, int] = field(default_factory=dict)
+    group_vms: Mapping[str, int] = field(default_factory=dict)
+    group_hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One node's answer: why it cannot take the VM (`reasons`), or how well it would (`score`, lower is better)."""
+
+    node: str
+    name: str
+    reasons: tuple[str, ...]
+    score: float
+
+    @property
+    def fits(self) -> bool:
+        return not self.reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`node` is None if no node can take it; `candidates` then say why, node by node."""
+
+    node: str | None
+    candidates: tuple[Candidate, ...]
+
+    def explain(self) -> str:
+        """Why nothing was found, in a sentence that names what stands in the way and how often."""
+        if not self.candidates:
+            return "no node has joined yet; add one with `scloud node add`"
+        counts: dict[str, int] = {}
+        for candidate in self.candidates:
+            for reason in candidate.reasons:
+                counts[reason] = counts.get(reason, 0) + 1
+        if len(self.candidates) == 1:
+            return f"node {self.candidates[0].name}: {'; '.join(self.candidates[0].reasons)}"
+        parts = [f"{text} ({count} of {len(self.candidates)} nodes)" for text, count in _most_frequent(counts)]
+        return "; ".join(parts)
+
+
+def _most_frequent(counts: Mapping[str, int], limit: int = 4) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]
