@@ -103,7 +103,7 @@ class FakeNetwork:
 
 
 class FakeNetworkFunctions:
-    """The driver over a `FakeNetwork`. Making one is an agent's start: what the last agent listened on is free again."""
+    """The driver over a `FakeNetwork`. Making one is an agent's start: what the last one listened on is free again."""
 
     def __init__(self, network: FakeNetwork) -> None:
         self._network = network
