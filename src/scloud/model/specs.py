@@ -169,6 +169,8 @@ class VmSpec(Value):
     node: Id | None = Field(default=None, description="the only node it may be placed on")
     placement_group: Id | None = None
     keypairs: tuple[Id, ...] = ()
+    public_keys: tuple[str, ...] = ()
+    """The keypairs' texts at the time of creation: deleting a keypair does not lock anyone out."""
     user_data: UserData = ""
     restart_limit: Annotated[int, Field(ge=0, le=100)] = 5
     """Unexpected QEMU deaths within ten minutes after which the VM is left in `error`."""

@@ -1,0 +1,301 @@
+"""What every node is to have, held in memory and kept in step with the database, change by change.
+
+A node is told of the VMs and disks placed on it, of each VPC it has a nic in (the VPC and all nics of it, wherever they
+are), and of the security groups on its own nics. Everything here can be rebuilt from the database at any time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from scloud.controllers import render
+from scloud.link.digest import digest_of
+from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredVm, DesiredVpc
+from scloud.model.kinds import Kind
+from scloud.model.specs import DiskSpec, NicSpec
+from scloud.model.statuses import ImageStatus, NodeStatus
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, all_of, children, find_many
+
+AnyDesired = DesiredVm | DesiredDisk | DesiredPort | DesiredVpc | DesiredGroup
+RENDERED = (Kind.NODE, Kind.IMAGE, Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP, Kind.NIC, Kind.DISK, Kind.VM)
+"""Kinds that matter to nodes, in an order in which each finds what it builds upon."""
+
+
+class Directory:
+    """Not shared between threads. `changed` collects (node, key) pairs whose wish may be another one now."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, tuple[AnyDesired, str]] = {}
+        self._tunnel_ip: dict[str, str] = {}
+        self._image_sha: dict[str, str] = {}
+        self._vm_row: dict[str, Resource] = {}
+        self._vm_disks: defaultdict[str, dict[str, bool]] = defaultdict(dict)
+        self._vm_nics: defaultdict[str, set[str]] = defaultdict(set)
+        self._disk_vm: dict[str, str] = {}
+        self._nic: dict[str, tuple[Resource, NicSpec]] = {}
+        self._placed: defaultdict[str, set[str]] = defaultdict(set)  # node -> vm/ and disk/ keys
+        self._node_of: dict[str, str] = {}
+        self._vpc_ports: defaultdict[str, set[str]] = defaultdict(set)
+        self._vpc_nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._group_nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._node_vpcs: defaultdict[str, set[str]] = defaultdict(set)
+        self._node_groups: defaultdict[str, set[str]] = defaultdict(set)
+        self.changed: set[tuple[str, str]] = set()
+
+    # --- questions
+
+    def wish(self, node: str, key: str) -> tuple[AnyDesired, str] | None:
+        """The object and its digest if the node is to have it."""
+        entry = self._objects.get(key)
+        if entry is None:
+            return None
+        item = entry[0]
+        if isinstance(item, DesiredVm | DesiredDisk):
+            wanted = self._node_of.get(key) == node
+        elif isinstance(item, DesiredPort):
+            wanted = node in self._vpc_nodes[item.vpc] and item.node_id is not None
+        elif isinstance(item, DesiredVpc):
+            wanted = node in self._vpc_nodes[item.id]
+        else:
+            wanted = node in self._group_nodes[item.id]
+        return entry if wanted else None
+
+    def wishes(self, node: str) -> set[str]:
+        """All keys the node is to have."""
+        keys = set(self._placed[node])
+        for vpc in self._node_vpcs[node]:
+            keys.add(f"vpc/{vpc}")
+            keys |= self._vpc_ports[vpc]
+        keys.update(f"group/{group}" for group in self._node_groups[node])
+        return {key for key in keys if self.wish(node, key) is not None}
+
+    def nodes_of_vpc(self, vpc: str) -> set[str]:
+        return set(self._vpc_nodes[vpc])
+
+    def nodes_of_group(self, group: str) -> set[str]:
+        return set(self._group_nodes[group])
+
+    # --- changes
+
+    def load(self, tx: Tx) -> None:
+        """Everything, from nothing."""
+        for kind in RENDERED:
+            for row in all_of(tx, kind, gone=True):
+                self.put(tx, row)
+
+    def refresh(self, tx: Tx, keys: Iterable[str]) -> None:
+        """Look at these `kind/id` again."""
+        wanted: dict[str, str] = {}
+        for key in keys:
+            kind, _, id = key.partition("/")
+            if kind in RENDERED:
+                wanted[id] = kind
+        rows = find_many(tx, wanted)
+        for kind in RENDERED:
+            for id, own in wanted.items():
+                if own != kind:
+                    continue
+                row = rows.get(id)
+                if row is None:
+                    self._forget(tx, Kind(kind), id)
+                else:
+                    self.put(tx, row)
+
+    def put(self, tx: Tx, row: Resource) -> None:
+        """Take in one row as it now is."""
+        match row.kind:
+            case Kind.NODE:
+                self._put_node(row)
+            case Kind.IMAGE:
+                self._image_sha[row.id] = row.status_as(ImageStatus).sha256
+            case Kind.VPC:
+                self._set(f"vpc/{row.id}", render.vpc(row, children(tx, Kind.SUBNET, row.id)))
+            case Kind.SUBNET:
+                if row.parent:
+                    self._refresh_vpc(tx, row.parent)
+            case Kind.SECURITY_GROUP:
+                self._set(f"group/{row.id}", render.group(row))
+            case Kind.NIC:
+                self._put_nic(row)
+            case Kind.DISK:
+                self._put_disk(row)
+            case Kind.VM:
+                self._put_vm(row)
+
+    def _put_node(self, row: Resource) -> None:
+        tunnel_ip = row.status_as(NodeStatus).tunnel_ip
+        if self._tunnel_ip.get(row.id) != tunnel_ip:
+            self._tunnel_ip[row.id] = tunnel_ip
+            for nic, _spec in list(self._nic.values()):
+                if nic.node == row.id:
+                    self._put_nic(nic)
+
+    def _put_vm(self, row: Resource) -> None:
+        before = self._vm_row.get(row.id)
+        self._vm_row[row.id] = row
+        self._place(f"vm/{row.id}", row.node)
+        self._render_vm(row.id)
+        if before is not None and before.name != row.name:
+            for nic in list(self._vm_nics[row.id]):
+                self._put_nic(self._nic[nic][0])
+
+    def _render_vm(self, id: str) -> None:
+        row = self._vm_row.get(id)
+        if row is not None:
+            self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
+
+    def _put_disk(self, row: Resource) -> None:
+        spec = row.spec_as(DiskSpec)
+        key = f"disk/{row.id}"
+        old_vm = self._disk_vm.pop(row.id, None)
+        attached = spec.vm is not None and not (render.leaving(row) and not spec.system)
+        if spec.vm is not None and attached:
+            self._disk_vm[row.id] = spec.vm
+            self._vm_disks[spec.vm][row.id] = spec.system
+        if old_vm is not None and old_vm != self._disk_vm.get(row.id):
+            self._vm_disks[old_vm].pop(row.id, None)
+            self._render_vm(old_vm)
+        sha = self._image_sha.get(spec.image) if spec.image else None
+        self._place(key, row.node)
+        self._set(key, render.disk(row, spec, sha))
+        if spec.vm is not None and attached:
+            self._render_vm(spec.vm)
+
+    def _put_nic(self, row: Resource) -> None:
+        spec = row.spec_as(NicSpec)
+        key = f"port/{row.id}"
+        known = self._nic.get(row.id)
+        moved = known is None or (known[0].node, known[1].security_groups) != (row.node, spec.security_groups)
+        if known is not None and moved:
+            self._count_nic(key, *known, add=False)
+        self._nic[row.id] = (row, spec)
+        owner = self._vm_row.get(spec.vm) if spec.vm else None
+        hostname = owner.name if owner else row.name
+        self._set(key, render.port(row, spec, hostname, self._tunnel_ip.get(row.node) if row.node else None))
+        if moved:
+            self._count_nic(key, row, spec, add=True)
+        old_vm = known[1].vm if known else None
+        for vm in {old_vm, spec.vm} - {None}:
+            if vm == spec.vm:
+                self._vm_nics[vm].add(row.id)  # type: ignore[index]
+            else:
+                self._vm_nics[vm].discard(row.id)  # type: ignore[index]
+            self._render_vm(vm)  # type: ignore[arg-type]
+
+    def _count_nic(self, key: str, row: Resource, spec: NicSpec, *, add: bool) -> None:
+        """Keep count of which node has nics of which VPC and group."""
+        if add:
+            self._vpc_ports[spec.vpc].add(key)
+        else:
+            self._vpc_ports[spec.vpc].discard(key)
+        if row.node is None:
+            return
+        if self._tally(self._vpc_nodes[spec.vpc], self._node_vpcs[row.node], spec.vpc, row.node, add):
+            self.changed.add((row.node, f"vpc/{spec.vpc}"))
+            self.changed.update((row.node, port) for port in self._vpc_ports[spec.vpc])
+        for group in spec.security_groups:
+            if self._tally(self._group_nodes[group], self._node_groups[row.node], group, row.node, add):
+                self.changed.add((row.node, f"group/{group}"))
+
+    @staticmethod
+    def _tally(nodes: Counter[str], of_node: set[str], thing: str, node: str, add: bool) -> bool:
+        """Count up or down; True when the first comes or the last goes."""
+        if add:
+            nodes[node] += 1
+            of_node.add(thing)
+            return nodes[node] == 1
+        nodes[node] -= 1
+        if nodes[node] <= 0:
+            del nodes[node]
+            of_node.discard(thing)
+            return True
+        return False
+
+    def _refresh_vpc(self, tx: Tx, vpc: str) -> None:
+        row = find_many(tx, [vpc]).get(vpc)
+        if row is not None:
+            self._set(f"vpc/{vpc}", render.vpc(row, children(tx, Kind.SUBNET, vpc)))
+
+    def _forget(self, tx: Tx, kind: Kind, id: str) -> None:
+        match kind:
+            case Kind.VM:
+                self._vm_row.pop(id, None)
+                self._place(f"vm/{id}", None)
+                self._drop(f"vm/{id}")
+                self._vm_disks.pop(id, None)
+                self._vm_nics.pop(id, None)
+            case Kind.DISK:
+                vm = self._disk_vm.pop(id, None)
+                if vm is not None:
+                    self._vm_disks[vm].pop(id, None)
+                    self._render_vm(vm)
+                self._place(f"disk/{id}", None)
+                self._drop(f"disk/{id}")
+            case Kind.NIC:
+                known = self._nic.pop(id, None)
+                if known is not None:
+                    self._mark(f"port/{id}")
+                    self._count_nic(f"port/{id}", *known, add=False)
+                    if known[1].vm is not None:
+                        self._vm_nics[known[1].vm].discard(id)
+                        self._render_vm(known[1].vm)
+                self._drop(f"port/{id}")
+            case Kind.SECURITY_GROUP:
+                self._drop(f"group/{id}")
+            case Kind.VPC:
+                self._drop(f"vpc/{id}")
+                self._vpc_ports.pop(id, None)
+                self._vpc_nodes.pop(id, None)
+            case Kind.SUBNET:
+                for key, (item, _digest) in list(self._objects.items()):
+                    if isinstance(item, DesiredVpc) and any(subnet.id == id for subnet in item.subnets):
+                        self._refresh_vpc(tx, key.partition("/")[2])
+            case Kind.NODE:
+                self._tunnel_ip.pop(id, None)
+            case Kind.IMAGE:
+                self._image_sha.pop(id, None)
+
+    def _place(self, key: str, node: str | None) -> None:
+        before = self._node_of.get(key)
+        if before == node:
+            return
+        if before is not None:
+            self._placed[before].discard(key)
+            self.changed.add((before, key))
+        if node is None:
+            self._node_of.pop(key, None)
+        else:
+            self._node_of[key] = node
+            self._placed[node].add(key)
+            self.changed.add((node, key))
+
+    def _set(self, key: str, item: AnyDesired) -> None:
+        digest = digest_of(item)
+        known = self._objects.get(key)
+        if known is not None and known[1] == digest:
+            return
+        self._objects[key] = (item, digest)
+        self._mark(key)
+
+    def _drop(self, key: str) -> None:
+        self._mark(key)
+        self._objects.pop(key, None)
+
+    def _mark(self, key: str) -> None:
+        """Every node that is to have this object must look at it again."""
+        entry = self._objects.get(key)
+        if entry is None:
+            return
+        item = entry[0]
+        if isinstance(item, DesiredVm | DesiredDisk):
+            node = self._node_of.get(key)
+            if node is not None:
+                self.changed.add((node, key))
+        elif isinstance(item, DesiredPort):
+            self.changed.update((node, key) for node in self._vpc_nodes[item.vpc])
+        elif isinstance(item, DesiredVpc):
+            self.changed.update((node, key) for node in self._vpc_nodes[item.id])
+        else:
+            self.changed.update((node, key) for node in self._group_nodes[item.id])

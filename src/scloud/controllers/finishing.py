@@ -1,0 +1,157 @@
+"""Ending operations, and ending resources: what is left to do when a node says that something is gone."""
+
+from __future__ import annotations
+
+from scloud.model.errors import ErrorKind
+from scloud.model.kinds import Kind, State
+from scloud.model.registry import SPEC, status_type
+from scloud.model.specs import DiskSpec, NicSpec, VmSpec
+from scloud.model.statuses import DiskStatus, NicStatus
+from scloud.store import nodes, operations
+from scloud.store.database import Tx
+from scloud.store.operations import OperationState
+from scloud.store.resources import Resource, find, find_many, remove, save, sources_of, unrefer
+
+
+def complete(tx: Tx, row: Resource, generation: int, message: str = "done") -> None:
+    """End the open operations that asked for no more than this generation."""
+    for op in operations.open_for(tx, row.id):
+        if op.generation <= generation and not op.action.endswith(".delete"):
+            operations.end(tx, op, OperationState.DONE, message)
+
+
+def fail(tx: Tx, row: Resource, generation: int, reason: str, code: ErrorKind = ErrorKind.ENGINE) -> None:
+    for op in operations.open_for(tx, row.id):
+        if op.generation <= generation and not op.action.endswith(".delete"):
+            operations.end(tx, op, OperationState.FAILED, reason, code=code)
+
+
+def complete_deletion(tx: Tx, row: Resource, message: str = "deleted") -> None:
+    """Whatever was still asked of a resource that is gone now has no object any more."""
+    for op in operations.open_for(tx, row.id):
+        if op.action.endswith(".delete"):
+            operations.end(tx, op, OperationState.DONE, message)
+        else:
+            operations.end(tx, op, OperationState.CANCELLED, f"{row.kind} '{row.name}' was deleted")
+
+
+def owned(tx: Tx, vm: Resource) -> list[Resource]:
+    """What lives and dies with a VM: its system disk and the nics made with it."""
+    ids = sources_of(tx, vm.id, "vm")
+    result = []
+    for row in find_many(tx, ids).values():
+        if (row.kind == Kind.DISK and row.spec_as(DiskSpec).system) or (
+            row.kind == Kind.NIC and row.spec_as(NicSpec).delete_with_vm
+        ):
+            result.append(row)
+    return result
+
+
+def release_vm(tx: Tx, vm: Resource) -> Resource:
+    """The VM has left its node: give back what it was promised there."""
+    if vm.node is None:
+        return vm
+    spec = vm.spec_as(VmSpec)
+    nodes.promise(tx, vm.node, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    return save(tx, vm, node=None)
+
+
+def finish_vm_deletion(tx: Tx, vm: Resource) -> bool:
+    """Forget a VM once neither it nor anything of its own is on a node."""
+    if vm.node is not None or owned(tx, vm):
+        return False
+    complete_deletion(tx, vm)
+    if not vm.gone:
+        operations.record(tx, vm, "info", "deleted")
+    remove(tx, vm)
+    return True
+
+
+def _after_child(tx: Tx, child: Resource, vm_id: str | None) -> None:
+    if vm_id is None:
+        return
+    vm = find(tx, vm_id, gone=True)
+    if vm is not None and (vm.gone or vm.state == State.DELETING):
+        finish_vm_deletion(tx, vm)
+
+
+def finish_disk_deletion(tx: Tx, disk: Resource) -> None:
+    spec = disk.spec_as(DiskSpec)
+    if disk.node is not None:
+        nodes.promise(tx, disk.node, disk_mib=-spec.size_mib)
+    complete_deletion(tx, disk)
+    remove(tx, disk)
+    _after_child(tx, disk, spec.vm)
+
+
+def finish_nic_removal(tx: Tx, nic: Resource) -> None:
+    """A nic's port is gone from its node: the nic is deleted if that was asked, else free for another VM."""
+    spec = nic.spec_as(NicSpec)
+    if nic.gone or nic.state == State.DELETING:
+        complete_deletion(tx, nic)
+        remove(tx, nic)
+        _after_child(tx, nic, spec.vm)
+    elif spec.vm is None:
+        status = NicStatus(state=State.READY, observed_generation=nic.generation)
+        save(tx, nic, node=None, status=status, observed_generation=nic.generation)
+        complete(tx, nic, nic.generation)
+
+
+def begin_vm_deletion(tx: Tx, vm: Resource) -> None:
+    """Mark a VM and what it owns as leaving, and let go of what it only uses."""
+    reason = "being deleted"
+    own = {row.id for row in owned(tx, vm)}
+    for id in sources_of(tx, vm.id, "vm"):
+        row = find(tx, id, gone=True)
+        if row is None:
+            continue
+        if row.id in own:
+            leave(tx, row, reason)
+        elif row.kind == Kind.DISK:
+            unrefer(tx, row.id, vm.id, "vm")
+            spec = row.spec_as(DiskSpec).model_copy(update={"vm": None})
+            status = row.status_as(DiskStatus).model_copy(update={"state": State.READY, "reason": "", "device": None})
+            save(tx, row, spec=spec, status=status, parent=None)
+        elif row.kind == Kind.NIC:
+            detach_nic(tx, row)
+    leave(tx, vm, reason)
+
+
+def detach_nic(tx: Tx, nic: Resource) -> Resource:
+    """Let a nic go; it is free again when its node has removed the port."""
+    unrefer(tx, nic.id, role="vm")
+    spec = nic.spec_as(NicSpec).model_copy(update={"vm": None})
+    if nic.node is None:
+        return save(tx, nic, spec=spec, status=NicStatus(state=State.READY))
+    status = NicStatus(state=State.UPDATING, reason="being detached", node=nic.node)
+    return save(tx, nic, spec=spec, status=status)
+
+
+def leave(tx: Tx, row: Resource, reason: str) -> None:
+    """Into `deleting`; what is on no node is gone at once."""
+    if row.state != State.DELETING:
+        kind = Kind(row.kind)
+        status = row.status_as(status_type(kind)).model_copy(update={"state": State.DELETING, "reason": reason})
+        row = save(tx, row, status=status, spec=row.spec_as(SPEC[kind]))
+    if row.node is None:
+        if row.kind == Kind.DISK:
+            finish_disk_deletion(tx, row)
+        elif row.kind == Kind.NIC:
+            finish_nic_removal(tx, row)
+        elif row.kind == Kind.VM:
+            finish_vm_deletion(tx, row)
+
+
+def bury(tx: Tx, row: Resource, reason: str) -> None:
+    """A deletion whose node does not answer: gone for the owner, kept until the node returns and confirms.
+
+    Its name is free again; its addresses are not, because the node may still be using them.
+    """
+    if row.gone:
+        return
+    complete_deletion(tx, row, reason)
+    operations.record(tx, row, "warning", reason)
+    save(tx, row, name=row.id, gone=True)
+    if row.kind == Kind.VM:
+        for child in owned(tx, row):
+            save(tx, child, name=child.id, gone=True)

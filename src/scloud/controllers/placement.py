@@ -1,0 +1,155 @@
+"""Placing VMs: the scheduler's plan, computed and committed in the same transaction, several VMs at a time.
+
+Because what nodes have promised is read and raised in one transaction of the only writer, nothing is ever overbooked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scloud.controllers import finishing
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import ClusterSpec, DiskSpec, ImageSpec, NicSpec, NodeSpec, PlacementGroupSpec, VmSpec
+from scloud.model.statuses import DiskStatus, NicStatus, NodeStatus, VmStatus
+from scloud.scheduler.plan import choose, place, take
+from scloud.scheduler.snapshot import NodeSnapshot, Plan, Request
+from scloud.store import nodes as usage
+from scloud.store import operations
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, all_of, find, find_many, save, sources_of
+
+Loads = Mapping[str, float]
+
+
+def snapshot(tx: Tx, loads: Loads) -> list[NodeSnapshot]:
+    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node."""
+    clusters = {row.id: row.spec_as(ClusterSpec) for row in all_of(tx, Kind.CLUSTER)}
+    used = usage.usages(tx)
+    result = []
+    for row in all_of(tx, Kind.NODE):
+        spec, status = row.spec_as(NodeSpec), row.status_as(NodeStatus)
+        cluster = clusters.get(spec.cluster, ClusterSpec())
+        mine = used.get(row.id, usage.Usage(row.id))
+        result.append(
+            NodeSnapshot(
+                id=row.id,
+                name=row.name,
+                ready=status.state == State.READY,
+                cordoned=spec.cordoned,
+                architecture=status.architecture,
+                cpus=int(status.capacity.cpus * cluster.cpu_overcommit),
+                memory_mib=status.capacity.memory_mib,
+                disk_mib=status.capacity.disk_mib,
+                cpus_used=mine.cpus,
+                memory_used_mib=mine.memory_mib,
+                disk_used_mib=mine.disk_mib,
+                cpu_load=loads.get(row.id, 0.0),
+                reason="" if status.state == State.READY else f"is {status.state}",
+            )
+        )
+    return result
+
+
+def request_for(tx: Tx, account: str, spec: VmSpec, disk_mib: int, exclude: str | None = None) -> Request:
+    """What the scheduler is asked, with where the account's and the group's VMs are now."""
+    group_vms: dict[str, int] = {}
+    hard = False
+    if spec.placement_group:
+        group = find(tx, spec.placement_group)
+        hard = group is not None and group.spec_as(PlacementGroupSpec).policy == "hard"
+        members = [id for id in sources_of(tx, spec.placement_group, "group") if id != exclude]
+        for member in find_many(tx, members).values():
+            if member.node is not None:
+                group_vms[member.node] = group_vms.get(member.node, 0) + 1
+    image = find(tx, spec.image)
+    return Request(
+        cpus=spec.cpus,
+        memory_mib=spec.memory_mib,
+        disk_mib=disk_mib,
+        architecture=image.spec_as(ImageSpec).architecture if image else "x86_64",
+        node=spec.node,
+        account_vms=usage.vms_by_account(tx, account),
+        group_vms=group_vms,
+        group_hard=hard,
+    )
+
+
+def plan(tx: Tx, request: Request, loads: Loads) -> Plan:
+    """A dry run: where it would go, and why not elsewhere."""
+    return place(snapshot(tx, loads), request)
+
+
+class Batch:
+    """The nodes as they are after each placement of one transaction."""
+
+    def __init__(self, tx: Tx, loads: Loads) -> None:
+        self._tx = tx
+        self._nodes = snapshot(tx, loads)
+        self._index = {node.id: number for number, node in enumerate(self._nodes)}
+        self._accounts: dict[str, dict[str, int]] = {}
+
+    def place(self, vm: Resource) -> bool:
+        """Give a VM its node, or put it into `error` with the reasons. True if it was placed."""
+        tx = self._tx
+        spec = vm.spec_as(VmSpec)
+        disks, nics = attached(tx, vm)
+        pinned = self._pin(spec, disks)
+        disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in disks if disk.node is None)
+        request = request_for(tx, vm.account, pinned, disk_mib, exclude=vm.id)
+        node = choose(self._nodes, request)
+        if node is None:
+            reason = f"no node can take it: {place(self._nodes, request).explain()}"
+            status = VmStatus(state=State.ERROR, reason=reason, addresses=vm.status_as(VmStatus).addresses)
+            save(tx, vm, status=status)
+            operations.record(tx, vm, "error", reason)
+            finishing.fail(tx, vm, vm.generation, reason, ErrorKind.NO_CAPACITY)
+            return False
+        number = self._index[node]
+        self._nodes[number] = take(self._nodes, number, request)
+        usage.promise(tx, node, cpus=spec.cpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
+        settle(tx, vm, node, self._nodes[number].name, disks, nics)
+        return True
+
+    @staticmethod
+    def _pin(spec: VmSpec, disks: list[Resource]) -> VmSpec:
+        """A disk that exists on a node ties its VM to that node."""
+        where = {disk.node for disk in disks if disk.node is not None}
+        if where and spec.node is None:
+            return spec.model_copy(update={"node": sorted(where)[0]})
+        return spec
+
+
+def attached(tx: Tx, vm: Resource) -> tuple[list[Resource], list[Resource]]:
+    """A VM's disks and nics."""
+    rows = sorted(find_many(tx, sources_of(tx, vm.id, "vm"), gone=False).values(), key=lambda row: row.id)
+    return [row for row in rows if row.kind == Kind.DISK], [row for row in rows if row.kind == Kind.NIC]
+
+
+def settle(tx: Tx, vm: Resource, node: str, node_name: str, disks: list[Resource], nics: list[Resource]) -> None:
+    """Write a VM's node onto it and all that is attached to it."""
+    status = vm.status_as(VmStatus)
+    state = State.CREATING if status.observed_generation == 0 else State.STARTING
+    save(tx, vm, node=node, status=status.model_copy(update={"state": state, "reason": "", "node": node_name}))
+    for disk in disks:
+        if disk.node is None:
+            old = disk.status_as(DiskStatus)
+            save(tx, disk, node=node, status=old.model_copy(update={"state": State.CREATING, "node": node_name}))
+    for nic in nics:
+        if nic.spec_as(NicSpec).vm == vm.id:
+            old_nic = nic.status_as(NicStatus)
+            save(tx, nic, node=node, status=old_nic.model_copy(update={"state": State.CREATING, "node": node_name}))
+    for op in operations.open_for(tx, vm.id):
+        operations.progress(tx, op.id, 20, f"placed on {node_name}")
+
+
+def check_room(tx: Tx, node: str, *, cpus: int = 0, memory_mib: int = 0, disk_mib: int = 0) -> None:
+    """Before more is promised to something that is on a node already. NO_CAPACITY with the figures."""
+    current = next((item for item in snapshot(tx, {}) if item.id == node), None)
+    if current is None:
+        return
+    request = Request(max(cpus, 0), max(memory_mib, 0), max(disk_mib, 0), current.architecture)
+    candidate = place([current], request).candidates[0]
+    room = [reason for reason in candidate.reasons if "too " in reason]
+    if room:
+        raise CloudError(ErrorKind.NO_CAPACITY, f"node {current.name} {'; '.join(room)}")

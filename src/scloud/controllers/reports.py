@@ -1,0 +1,167 @@
+"""What nodes say of their objects, taken into the database. Each function runs in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scloud.controllers import finishing
+from scloud.model.kinds import TRANSITIONAL, Kind, State
+from scloud.model.observed import Observed
+from scloud.model.specs import NicSpec, VmSpec
+from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
+from scloud.store import operations
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, find_many, on_node, save
+
+KIND_OF_KEY = {"vm": Kind.VM, "disk": Kind.DISK, "port": Kind.NIC}
+
+
+def take_in(tx: Tx, node: str, items: Iterable[Observed]) -> None:
+    """Bring rows in line with a node's report; whatever it says of things that are not on it is left aside."""
+    wanted = [item for item in items if item.key.partition("/")[0] in KIND_OF_KEY]
+    rows = find_many(tx, (item.key.partition("/")[2] for item in wanted))
+    # Disks and ports before VMs: a VM's deletion ends with the last of its own.
+    order = {"disk": 0, "port": 1, "vm": 2}
+    for item in sorted(wanted, key=lambda item: order[item.key.partition("/")[0]]):
+        kind, _, id = item.key.partition("/")
+        row = rows.get(id)
+        if row is None or row.node != node or row.kind != KIND_OF_KEY[kind]:
+            continue
+        if kind == "vm":
+            _vm(tx, row, item)
+        elif kind == "disk":
+            _disk(tx, row, item)
+        else:
+            _port(tx, row, item)
+
+
+def _vm(tx: Tx, row: Resource, item: Observed) -> None:
+    if row.gone or row.state == State.DELETING:
+        if item.state == "absent" and item.settled:
+            finishing.finish_vm_deletion(tx, finishing.release_vm(tx, row))
+        elif item.reason:
+            _explain(tx, row, item)
+        return
+    if item.state == "absent":
+        return  # a node that has not heard of the VM yet
+    old = row.status_as(VmStatus)
+    current = item.settled and item.generation >= row.generation
+    new = old.model_copy(
+        update={
+            "state": _vm_state(old.state, item, current),
+            "reason": item.reason,
+            "cpus": item.cpus if item.cpus is not None else old.cpus,
+            "memory_mib": item.memory_mib if item.memory_mib is not None else old.memory_mib,
+            "restarts": item.restarts,
+            "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
+        }
+    )
+    spec: VmSpec | None = None
+    if item.guest_stopped and item.settled and item.generation >= row.generation:
+        wanted = row.spec_as(VmSpec)
+        if wanted.power == "on":
+            spec = wanted.model_copy(update={"power": "off"})
+            operations.record(tx, row, "info", "the guest powered itself off; `scloud vm start` starts it again")
+    if new != old or spec is not None:
+        if new.state != old.state or (new.state == State.ERROR and new.reason != old.reason):
+            _record_vm(tx, row, old.state, new)
+        row_after = save(tx, row, spec=spec, status=new, observed_generation=new.observed_generation)
+    else:
+        row_after = row
+    if item.settled and item.state == "error":
+        finishing.fail(tx, row_after, item.generation, item.reason)
+    elif item.settled:
+        finishing.complete(tx, row_after, item.generation, item.reason or "done")
+
+
+def _vm_state(old: State, item: Observed, current: bool) -> State:
+    if item.state == "error":
+        return State.ERROR
+    if item.state == "working" or (not current and old in TRANSITIONAL):
+        return old if old in TRANSITIONAL else State.UPDATING
+    return State.RUNNING if item.state == "running" else State.STOPPED
+
+
+def _record_vm(tx: Tx, row: Resource, before: State, after: VmStatus) -> None:
+    if after.state == State.ERROR:
+        operations.record(tx, row, "error", after.reason or "failed")
+    elif after.state in (State.RUNNING, State.STOPPED) and before != after.state:
+        operations.record(tx, row, "info", after.state.value)
+
+
+def _disk(tx: Tx, row: Resource, item: Observed) -> None:
+    leaving = row.gone or row.state == State.DELETING
+    if item.state == "absent" and item.settled and leaving:
+        finishing.finish_disk_deletion(tx, row)
+        return
+    if leaving or item.state == "absent":
+        if item.reason:
+            _explain(tx, row, item)
+        return
+    old = row.status_as(DiskStatus)
+    settled = item.settled and item.generation >= row.generation
+    state = State.ERROR if item.state == "error" else State.READY if settled else old.state
+    new = old.model_copy(
+        update={
+            "state": state,
+            "reason": item.reason,
+            "used_mib": item.used_mib if item.used_mib is not None else old.used_mib,
+            "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
+        }
+    )
+    _write(tx, row, old, new, item)
+
+
+def _port(tx: Tx, row: Resource, item: Observed) -> None:
+    leaving = row.gone or row.state == State.DELETING or row.spec_as(NicSpec).vm is None
+    if leaving:
+        if item.state == "absent" and item.settled and item.generation >= row.generation:
+            finishing.finish_nic_removal(tx, row)
+        elif item.reason:
+            _explain(tx, row, item)
+        return
+    if item.state == "absent":
+        return
+    old = row.status_as(NicStatus)
+    settled = item.settled and item.generation >= row.generation
+    state = State.ERROR if item.state == "error" else State.READY if settled else old.state
+    new = old.model_copy(
+        update={
+            "state": state,
+            "reason": item.reason,
+            "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
+        }
+    )
+    _write(tx, row, old, new, item)
+
+
+def _write(tx: Tx, row: Resource, old: DiskStatus | NicStatus, new: DiskStatus | NicStatus, item: Observed) -> None:
+    if new != old:
+        if new.state == State.ERROR and (old.state, old.reason) != (new.state, new.reason):
+            operations.record(tx, row, "error", new.reason or "failed")
+        save(tx, row, status=new, observed_generation=new.observed_generation)
+    if not item.settled:
+        return
+    if item.state == "error":
+        finishing.fail(tx, row, item.generation, item.reason)
+    elif isinstance(new, DiskStatus):
+        # A nic's operations wait for every node of its VPC: see `network`.
+        finishing.complete(tx, row, item.generation, item.reason or "done")
+
+
+def _explain(tx: Tx, row: Resource, item: Observed) -> None:
+    """Only the reason changes: of something that is on its way out."""
+    types = {Kind.VM: VmStatus, Kind.DISK: DiskStatus, Kind.NIC: NicStatus}
+    old = row.status_as(types[Kind(row.kind)])
+    if old.reason != item.reason:
+        save(tx, row, status=old.model_copy(update={"reason": item.reason}))
+
+
+def node_lost(tx: Tx, node: Resource, reason: str) -> None:
+    """What a node ran is unknown while it is silent; VMs may well be running."""
+    for row in on_node(tx, Kind.VM, node.id):
+        if row.gone:
+            continue
+        old = row.status_as(VmStatus)
+        if old.state in (State.RUNNING, State.STOPPED, State.ERROR):
+            save(tx, row, status=old.model_copy(update={"state": State.UNKNOWN, "reason": reason}))
