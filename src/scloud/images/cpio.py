@@ -20,8 +20,10 @@ def initramfs(files: Mapping[str, tuple[int, bytes]], links: Mapping[str, str] |
     """The archive of `files` (path without leading slash -> permission bits and content), symbolic `links` (path ->
     target) and every folder they need. Owner root, times zero."""
     links = links or {}
-    folders = {"/".join(path.split("/")[:depth]) for path in [*files, *links] for depth in range(1, path.count("/") + 1)}
-    records = []
+    folders = {
+        "/".join(path.split("/")[:depth]) for path in [*files, *links] for depth in range(1, path.count("/") + 1)
+    }
+    records: list[bytes] = []
     for folder in sorted(folders):
         records.append(_record(len(records) + 1, folder, _DIRECTORY, b""))
     for path in sorted(files):

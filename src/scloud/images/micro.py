@@ -1,6 +1,6 @@
 """Builds `micro`, the small guest image that the cloud ships for first steps and tests.
 
-`python -m scloud.images.micro OUT.raw` makes a sparse raw disk of 96 MiB (about 25 MiB real): an MBR, a FAT partition with
+`python -m scloud.images.micro OUT.raw` makes a sparse raw disk of 96 MiB (28 MiB real): an MBR, a FAT partition with
 syslinux, Debian's cloud kernel and a small initrd, and an ext4 root with busybox and dropbear. It boots from its own
 disk, asks DHCP for an address on every interface, reads NoCloud or the metadata service, and runs an SSH server (keys
 only). **Whoever reaches its serial console is root without a password**: it is a test guest.
@@ -148,7 +148,9 @@ def _mbr(root: Path, root_start: int) -> bytes:
 
 
 def _write_boot(image: Path, work: Path, kernel: GuestKernel, root_start: int) -> None:
-    config = f"DEFAULT micro\nPROMPT 0\nTIMEOUT 0\nLABEL micro\n LINUX vmlinuz\n INITRD initrd\n APPEND {_COMMAND_LINE}\n"
+    config = (
+        f"DEFAULT micro\nPROMPT 0\nTIMEOUT 0\nLABEL micro\n LINUX vmlinuz\n INITRD initrd\n APPEND {_COMMAND_LINE}\n"
+    )
     (work / "syslinux.cfg").write_text(config)
     (work / "vmlinuz").write_bytes(kernel.image.read_bytes())
     partition = f"{image}@@{_BOOT_START}"
@@ -182,8 +184,8 @@ def _write_root(image: Path, work: Path, kernel: GuestKernel, root: Path, root_s
 
 
 def _fill_root(tree: Path, kernel: GuestKernel, root: Path) -> None:
-    for folder in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "bin", "sbin", "usr/bin", "usr/sbin", "lib", "lib64",
-                   "var/lib/cloud", "var/log", "var/www", "etc/dropbear"):  # fmt: skip
+    for folder in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "bin", "sbin", "usr/bin", "usr/sbin", "lib",
+                   "lib64", "var/lib/cloud", "var/log", "var/www", "etc/dropbear"):  # fmt: skip
         (tree / folder).mkdir(parents=True)
     (tree / "var/run").symlink_to("../run")
     shutil.copy(root / "bin/busybox", tree / "bin/busybox")
