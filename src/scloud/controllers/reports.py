@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from scloud.controllers import finishing
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.observed import Observed
+from scloud.model.registry import status_type
 from scloud.model.specs import NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
 from scloud.store import operations
@@ -151,8 +152,7 @@ def _write(tx: Tx, row: Resource, old: DiskStatus | NicStatus, new: DiskStatus |
 
 def _explain(tx: Tx, row: Resource, item: Observed) -> None:
     """Only the reason changes: of something that is on its way out."""
-    types = {Kind.VM: VmStatus, Kind.DISK: DiskStatus, Kind.NIC: NicStatus}
-    old = row.status_as(types[Kind(row.kind)])
+    old = row.status_as(status_type(Kind(row.kind)))
     if old.reason != item.reason:
         save(tx, row, status=old.model_copy(update={"reason": item.reason}))
 

@@ -1,0 +1,57 @@
+"""What becomes of operations that did not end in time: no state without an exit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scloud.controllers import finishing
+from scloud.model.errors import ErrorKind
+from scloud.model.kinds import TRANSITIONAL, Kind, State
+from scloud.model.registry import status_type
+from scloud.store import operations
+from scloud.store.database import Tx
+from scloud.store.operations import Operation, OperationState
+from scloud.store.resources import Resource, find, save
+
+
+def expire(tx: Tx, overdue: Iterable[Operation], connected: set[str]) -> None:
+    """Fail each with what it was waiting for; a deletion succeeds for its owner all the same."""
+    for old in overdue:
+        op = operations.get(tx, old.id, None)
+        if op is None or not op.open:
+            continue
+        row = find(tx, op.resource_id, gone=True)
+        if row is None:
+            operations.end(tx, op, OperationState.CANCELLED, "the resource is gone")
+        elif op.action.endswith(".delete"):
+            _expire_deletion(tx, row, connected)
+        else:
+            _expire(tx, op, row, connected)
+
+
+def _node_name(tx: Tx, row: Resource) -> str:
+    node = find(tx, row.node) if row.node else None
+    return node.name if node else "its node"
+
+
+def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:
+    name = _node_name(tx, row)
+    waiting = "has not finished removing it" if row.node in connected else "does not answer"
+    finishing.bury(
+        tx, row, f"deleted; {name} {waiting}: what is left there is removed when it can be, its addresses stay reserved"
+    )
+
+
+def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
+    kind = Kind(row.kind)
+    status = row.status_as(status_type(kind))
+    seconds = op.deadline_at - op.created_at
+    if row.node is not None and row.node not in connected:
+        why = f"{_node_name(tx, row)} does not answer; it will be done if the node returns"
+    else:
+        why = f"last heard: {status.reason or op.message}"
+    reason = f"{op.action} did not finish within {seconds:.0f} s; {why}"
+    operations.end(tx, op, OperationState.FAILED, reason, code=ErrorKind.TIMED_OUT)
+    operations.record(tx, row, "error", reason)
+    if status.state in TRANSITIONAL and status.state != State.DELETING:
+        save(tx, row, status=status.model_copy(update={"state": State.ERROR, "reason": reason}))

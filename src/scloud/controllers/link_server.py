@@ -1,0 +1,172 @@
+"""The manager's end of the link: takes connections, decides by the first frame what each is for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from scloud.controllers.manager import Manager
+from scloud.controllers.sessions import Session
+from scloud.link.channel import Channel
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind
+from scloud.model.wire import (
+    CaAnswer,
+    CaRequest,
+    Enroll,
+    Enrolled,
+    FetchHello,
+    FirstMessage,
+    Heartbeat,
+    Hello,
+    Refused,
+    Reply,
+    Report,
+    StreamHello,
+    Welcome,
+    agent_message,
+)
+from scloud.store import tokens
+from scloud.store.database import Tx
+from scloud.store.resources import find
+
+log = logging.getLogger(__name__)
+first_message: TypeAdapter[Hello | StreamHello | FetchHello | Enroll | CaRequest] = TypeAdapter(FirstMessage)
+FIRST_FRAME_S = 15.0
+STREAM_S = 15.0
+
+
+class Authority(Protocol):
+    """Issues node certificates."""
+
+    @property
+    def ca(self) -> str: ...
+
+    def issue(self, node: str, csr: str) -> str: ...
+
+
+ImageSender = Callable[[Channel, str], Awaitable[None]]
+"""Sends one image over a channel, or raises CloudError before the first byte."""
+
+
+class LinkServer:
+    """`handle` serves one accepted channel until it ends."""
+
+    def __init__(self, manager: Manager, authority: Authority, send_image: ImageSender) -> None:
+        self._manager = manager
+        self._authority = authority
+        self._send_image = send_image
+        self._streams: dict[str, asyncio.Future[tuple[Channel, asyncio.Event]]] = {}
+
+    async def handle(self, channel: Channel) -> None:
+        try:
+            async with asyncio.timeout(FIRST_FRAME_S):
+                first = await channel.receive(first_message)
+            await self._serve(channel, first)
+        except CloudError as error:
+            log.info("a connection of %s was refused: %s", channel.peer or "somebody unknown", error.message)
+            await channel.send(Refused(error=(error.kind, error.message)))
+        except TimeoutError:
+            log.info("a connection said nothing for %.0f s", FIRST_FRAME_S)
+
+    async def _serve(self, channel: Channel, first: Hello | StreamHello | FetchHello | Enroll | CaRequest) -> None:
+        if isinstance(first, CaRequest):
+            await channel.send(CaAnswer(ca=self._authority.ca))
+            async with asyncio.timeout(FIRST_FRAME_S):
+                again = await channel.receive(first_message)
+            await self._serve(channel, again)
+            return
+        if isinstance(first, Enroll):
+            await self._enroll(channel, first)
+            return
+        if not channel.peer:
+            raise CloudError(ErrorKind.UNAUTHENTICATED, "the link takes only nodes with a certificate; join first")
+        node = await self._manager.store.read(lambda tx: find(tx, channel.peer))
+        if node is None or node.kind != Kind.NODE:
+            raise CloudError(ErrorKind.FORBIDDEN, "this node was removed from the cloud; join it anew")
+        if isinstance(first, Hello):
+            await self._control(channel, first)
+        elif isinstance(first, StreamHello):
+            await self._stream(channel, first)
+        else:
+            await self._send_image(channel, first.image)
+
+    async def _enroll(self, channel: Channel, request: Enroll) -> None:
+        def check(tx: Tx) -> None:
+            token = tokens.find(tx, request.secret, purpose="join")
+            node = find(tx, request.node)
+            if token is None or node is None or token.account != request.node or node.kind != Kind.NODE:
+                raise CloudError(
+                    ErrorKind.UNAUTHENTICATED, "this join token is unknown, used or out of date; ask for a new one"
+                )
+            tokens.revoke(tx, token.id, None)
+
+        # The certificate comes first: a request that cannot be signed does not cost the token.
+        certificate = self._authority.issue(request.node, request.csr)
+        await self._manager.store.write(check)
+        await channel.send(Enrolled(certificate=certificate, ca=self._authority.ca))
+
+    async def _control(self, channel: Channel, hello: Hello) -> None:
+        manager = self._manager
+        if hello.epoch > manager.epoch:
+            raise CloudError(
+                ErrorKind.CONFLICT,
+                f"the node has heard of a newer leader (epoch {hello.epoch}, mine is {manager.epoch})",
+            )
+        session = Session(channel.peer, channel, manager.directory, manager.epoch, hello.facts, manager.revisions)
+        await channel.send(Welcome(epoch=manager.epoch, node=channel.peer))
+        log.info("node %s connected", channel.peer)
+        try:
+            async with asyncio.TaskGroup() as group:
+                receiving = group.create_task(self._receive(channel, session))
+                await manager.connected(session, hello.have)
+                sending = group.create_task(session.send_forever())
+                await receiving
+                sending.cancel()
+        except* OSError:
+            pass
+        finally:
+            manager.disconnected(session)
+            log.info("node %s disconnected", channel.peer)
+
+    async def _receive(self, channel: Channel, session: Session) -> None:
+        loop = asyncio.get_running_loop()
+        while not session.closed:
+            message = await channel.receive(agent_message)
+            session.last_heard = loop.time()
+            if isinstance(message, Heartbeat):
+                session.load = message.load
+            elif isinstance(message, Report):
+                await self._manager.report(session.node, message.items)
+                session.hear(message)
+            elif isinstance(message, Reply):
+                session.answer(message)
+
+    # --- streams
+
+    async def open_stream(self, node: str | None, what: str, **params: object) -> tuple[Channel, asyncio.Event]:
+        """Ask a node to dial back with a stream. Set the event when done with the channel."""
+        session = self._manager.sessions.need(node, what)
+        name = await self._manager.store.read(lambda tx: tx.new_id("str"))
+        future: asyncio.Future[tuple[Channel, asyncio.Event]] = asyncio.get_running_loop().create_future()
+        self._streams[name] = future
+        try:
+            await session.call("open", STREAM_S, stream=name, **params)
+            async with asyncio.timeout(STREAM_S):
+                return await future
+        except TimeoutError as error:
+            raise CloudError(ErrorKind.TIMED_OUT, f"{what}: the node did not open the stream in time") from error
+        finally:
+            self._streams.pop(name, None)
+
+    async def _stream(self, channel: Channel, hello: StreamHello) -> None:
+        future = self._streams.get(hello.stream)
+        if future is None or future.done():
+            raise CloudError(ErrorKind.NOT_FOUND, "nobody waits for this stream any more")
+        finished = asyncio.Event()
+        future.set_result((channel, finished))
+        await finished.wait()

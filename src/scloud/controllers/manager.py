@@ -1,0 +1,252 @@
+"""The manager's controllers, put together: they hear of changes, act on due work, and watch the nodes.
+
+Nothing here is remembered that the database does not know: a manager killed at any line is replaced by its next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from scloud.controllers import deadlines, node_state, reports
+from scloud.controllers.directory import Directory
+from scloud.controllers.image_import import ImageImporter, ImageStore
+from scloud.controllers.network_wait import NetworkWait
+from scloud.controllers.placement import Batch
+from scloud.controllers.sessions import Session, Sessions
+from scloud.controllers.settings import Settings
+from scloud.controllers.waiters import Waiters
+from scloud.model.kinds import Kind, State
+from scloud.model.observed import Observed
+from scloud.store import operations, tokens
+from scloud.store.database import Store, Tx
+from scloud.store.operations import WorkItem
+from scloud.store.resources import find
+
+log = logging.getLogger(__name__)
+
+
+class Manager:
+    """Start with `await run()`; it ends when cancelled. All state is in `store`; `images` holds the image files."""
+
+    def __init__(self, store: Store, images: ImageStore, *, epoch: int, settings: Settings | None = None) -> None:
+        self.store = store
+        self.images = images
+        self.epoch = epoch
+        self.settings = settings or Settings()
+        self.directory = Directory()
+        self.sessions = Sessions()
+        self.waiters = Waiters()
+        self.revisions = itertools.count(1).__next__
+        self.importer = ImageImporter(store, images)
+        self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
+        self._touched: dict[str, None] = {}
+        self._refreshing = False
+        self._touch_event = asyncio.Event()
+        self._work_event = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._reports: dict[str, list[Observed]] = {}
+        self._started_at = 0.0
+        self._missing_since: dict[str, float] = {}
+        self.ready = asyncio.Event()
+
+    # --- life
+
+    async def run(self) -> None:
+        """Load, then work until cancelled."""
+        self.store.listeners.append(self._on_commit)
+        try:
+            await self.store.read(self.directory.load)
+            self.directory.changed.clear()
+            self._started_at = asyncio.get_running_loop().time()
+            self.ready.set()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_directory())
+                group.create_task(self._work_forever())
+                group.create_task(self._tick_forever())
+        finally:
+            self.store.listeners.remove(self._on_commit)
+            for task in list(self._running.values()):
+                task.cancel()
+
+    def _on_commit(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            kind = key.partition("/")[0]
+            if kind == "work":
+                self._work_event.set()
+            elif kind == "operation":
+                self.waiters.wake(key)
+            elif kind == "event":
+                self.waiters.wake("events")
+            else:
+                self._touched[key] = None
+                self._touch_event.set()
+                self.waiters.wake(key)
+
+    # --- telling nodes
+
+    async def _keep_directory(self) -> None:
+        """Carry every commit into the directory, and from there to the nodes concerned."""
+        while True:
+            await self._touch_event.wait()
+            self._touch_event.clear()
+            keys, self._touched = list(self._touched), {}
+            self._refreshing = True
+            await self.store.read(lambda tx, keys=keys: self.directory.refresh(tx, keys))  # type: ignore[misc]
+            self._refreshing = False
+            self._publish()
+
+    def _publish(self) -> None:
+        changed, self.directory.changed = self.directory.changed, set()
+        for node, key in changed:
+            session = self.sessions.get(node)
+            if session is not None:
+                session.mark(key)
+        self._caught_up.set()
+
+    async def caught_up(self) -> None:
+        """Returns once every commit until now has been marked at its nodes."""
+        while self._touched or self._refreshing:
+            self._caught_up.clear()
+            await self._caught_up.wait()
+
+    # --- work
+
+    async def _work_forever(self) -> None:
+        while True:
+            self._work_event.clear()
+            items = [item for item in await self.store.read(operations.due) if item.key not in self._running]
+            vms = [item for item in items if item.key.startswith("vm/")]
+            if vms:
+                await self.store.write(lambda tx, vms=vms: self._place(tx, vms))  # type: ignore[misc]
+            for item in items:
+                if not item.key.startswith("vm/"):
+                    self._begin(item)
+            if not items:
+                await self._wait_for_work()
+
+    async def _wait_for_work(self) -> None:
+        due = await self.store.read(operations.next_due)
+        wait = 3600.0 if due is None else max(due - self.store.clock(), 0.01)
+        if due is not None and due <= self.store.clock():
+            wait = 0.2  # only items that are being worked on
+        try:
+            async with asyncio.timeout(wait):
+                await self._work_event.wait()
+        except TimeoutError:
+            pass
+
+    def _place(self, tx: Tx, items: list[WorkItem]) -> None:
+        batch: Batch | None = None
+        for item in items:
+            row = find(tx, item.key.partition("/")[2])
+            if row is not None and row.node is None and row.state == State.PENDING:
+                batch = batch or Batch(tx, {session.node: session.load.cpu for session in self.sessions})
+                batch.place(row)
+            operations.finish(tx, item)
+
+    def _begin(self, item: WorkItem) -> None:
+        task = asyncio.get_running_loop().create_task(self._handle(item))
+        self._running[item.key] = task
+        task.add_done_callback(lambda done: self._ended(item.key))
+
+    def _ended(self, key: str) -> None:
+        self._running.pop(key, None)
+        self._work_event.set()
+
+    async def _handle(self, item: WorkItem) -> None:
+        """One item of any other kind, in its own task: a slow one holds up none."""
+        kind, _, id = item.key.partition("/")
+        try:
+            done = True
+            if kind == Kind.IMAGE:
+                await self.importer.work(id)
+            elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
+                await self.caught_up()
+                done = await self.network.work(Kind(kind), id)
+            if done:
+                await self.store.write(lambda tx: operations.finish(tx, item))
+            else:
+                await self.store.write(lambda tx: operations.retry(tx, item, delay=0.2))
+        except Exception:
+            log.exception("work on %s failed; it is tried again", item.key)
+            delay = min(60.0, 0.5 * 2 ** min(item.attempts, 8))
+            await self.store.write(lambda tx: operations.retry(tx, item, delay=delay))
+
+    # --- nodes
+
+    async def connected(self, session: Session, have: dict[str, str]) -> None:
+        """A node is there: from now on it is told its wishes."""
+        await self.sessions.add(session)
+        self._missing_since.pop(session.node, None)
+        await self.store.write(lambda tx: node_state.arrived(tx, session.node, session.facts))
+        await self.caught_up()
+        session.start(have)
+
+    def disconnected(self, session: Session) -> None:
+        session.close()
+        if self.sessions.remove(session):
+            self._missing_since[session.node] = asyncio.get_running_loop().time()
+
+    async def report(self, node: str, items: Iterable[Observed]) -> None:
+        """Take a node's observations into the database, with whatever else is waiting from it."""
+        waiting = self._reports.setdefault(node, [])
+        waiting.extend(items)
+        if not waiting:
+            return
+        taken, self._reports[node] = waiting, []
+        await self.store.write(lambda tx: reports.take_in(tx, node, taken))
+
+    async def _tick_forever(self) -> None:
+        last_swept = 0.0
+        while True:
+            await asyncio.sleep(self.settings.tick_s)
+            try:
+                await self._tick()
+                if self.store.clock() - last_swept > 3600:
+                    last_swept = self.store.clock()
+                    await self.store.write(self._sweep)
+            except Exception:
+                log.exception("the periodic check failed; it is tried again")
+
+    async def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for session in self.sessions.silent(now):
+            log.warning(
+                "node %s has been silent for %.0f s; its connection is given up", session.node, now - session.last_heard
+            )
+            self.disconnected(session)
+            await session.hang_up()
+        lost = await self.store.read(lambda tx: self._lost_nodes(tx, now))
+        for node in lost:
+            since = now - self._missing_since.get(node, self._started_at)
+            await self.store.write(lambda tx, node=node, since=since: node_state.lost(tx, node, since))  # type: ignore[misc]
+        overdue = await self.store.read(lambda tx: operations.overdue(tx, tx.now))
+        if overdue:
+            connected = {session.node for session in self.sessions}
+            await self.store.write(lambda tx: deadlines.expire(tx, overdue, connected))
+
+    def _lost_nodes(self, tx: Tx, now: float) -> list[str]:
+        grace = self.settings.node_grace_s
+        return [
+            node
+            for node in node_state.ready_nodes(tx)
+            if node not in self.sessions and now - self._missing_since.get(node, self._started_at) > grace
+        ]
+
+    def _sweep(self, tx: Tx) -> None:
+        day = 86400.0
+        operations.forget_old(
+            tx,
+            events_before=tx.now - self.settings.event_days * day,
+            operations_before=tx.now - self.settings.operation_days * day,
+        )
+        tokens.forget_requests(tx, tx.now - self.settings.idempotency_hours * 3600)
+
+    async def call(self, node: str | None, what: str, method: str, timeout_s: float = 10.0, **params: Any) -> Any:
+        """Ask the node that has something; UNAVAILABLE if it is not connected."""
+        return await self.sessions.need(node, what).call(method, timeout_s, **params)

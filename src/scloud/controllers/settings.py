@@ -1,0 +1,35 @@
+"""What an operator may tune. Every number has its unit in its name."""
+
+from __future__ import annotations
+
+from scloud.model.base import Value
+
+
+class Settings(Value):
+    node_grace_s: float = 5.0
+    """How long a node may be without a connection before it counts as down."""
+    tick_s: float = 1.0
+    """How often silence and deadlines are looked at."""
+    network_settle_s: float = 20.0
+    """How long an operation waits for the slowest connected node's switch; the node follows by itself after that."""
+    event_days: float = 30.0
+    operation_days: float = 30.0
+    idempotency_hours: float = 24.0
+
+
+ACTION_SECONDS: dict[str, float] = {
+    "vm.create": 300.0,
+    "vm.start": 120.0,
+    "vm.stop": 120.0,
+    "vm.reboot": 60.0,
+    "vm.resize": 60.0,
+    "vm.rebuild": 300.0,
+    "image.import": 3600.0,
+    "disk.create": 60.0,
+}
+DEFAULT_SECONDS = 60.0
+
+
+def seconds_for(action: str) -> float:
+    """The deadline of an operation, from its beginning."""
+    return ACTION_SECONDS.get(action, DEFAULT_SECONDS)
