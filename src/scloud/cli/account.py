@@ -1,0 +1,33 @@
+"""`scloud account`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scloud.cli.looks import ACCOUNT
+from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.session import Output
+from scloud.cli.standard import add_delete, add_list, add_show, create, given, noun
+
+app = noun("Accounts: tenants, none of whom sees another's things.")
+
+
+@app.command("create")
+def create_account(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    admin: Annotated[
+        bool, typer.Option("--admin", help="An administrator: sees all accounts, nodes, clusters.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Create an account; `scloud token create --account NAME` lets somebody in."""
+    create(ACCOUNT, {"name": name, "spec": given(admin=admin or None)}, How(output, wait, timeout))
+
+
+add_list(app, ACCOUNT, tenant=False)
+add_show(app, ACCOUNT)
+add_delete(app, ACCOUNT)

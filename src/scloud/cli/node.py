@@ -1,0 +1,79 @@
+"""`scloud node`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import typer
+
+from scloud.cli.follow import settle
+from scloud.cli.lazy import Entry, LazyGroup
+from scloud.cli.looks import NODE
+from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.output import emit, say
+from scloud.cli.session import Output, connect, path
+from scloud.cli.standard import act, add_list, add_show, given
+
+
+class NodeGroup(LazyGroup):
+    """`join` belongs to the set-up of a machine, and is imported from there when it is used."""
+
+    entries: ClassVar[dict[str, Entry]] = {
+        "join": Entry("scloud.setup.commands:node_join", "Make this machine a node (as root).")
+    }
+
+
+app = typer.Typer(
+    cls=NodeGroup, help="Nodes: the machines that VMs run on.", no_args_is_help=True, add_completion=False
+)
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="The cluster it joins.", show_default="the default one")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Expect a new node, and print the one command to run on it."""
+    with connect() as client:
+        answer = client.post("/nodes", {"name": name, "spec": given(cluster=cluster)})
+    if output is not Output.TABLE:
+        emit({**answer["resource"], "join": answer["join"]}, output)
+        return
+    say(f"Run this as root on {name}:\n\n  {answer['join']['command']}\n")
+
+
+add_list(app, NODE, tenant=False)
+add_show(app, NODE)
+
+
+@app.command("cordon")
+def cordon(
+    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+) -> None:
+    """Place no more VMs on a node; those on it stay."""
+    act(NODE, names, "cordon", {}, How(output, wait, timeout), "takes no new VMs")
+
+
+@app.command("uncordon")
+def uncordon(
+    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+) -> None:
+    """Place VMs on a node again."""
+    act(NODE, names, "uncordon", {}, How(output, wait, timeout), "takes new VMs")
+
+
+@app.command("remove")
+def remove(
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even if VMs are on it: they are lost.")] = False,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Take a node out of the cloud."""
+    with connect() as client:
+        answer = client.delete(path("nodes", name), force=force or None)
+        settle(client, answer, How(output, wait, timeout), "removed", "gone")

@@ -1,0 +1,64 @@
+"""`scloud vm start|stop|reboot|resize|rebuild`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scloud.cli.human import parse_size
+from scloud.cli.looks import VM
+from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.session import Output, parsed
+from scloud.cli.standard import act, given
+
+
+def start(
+    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+) -> None:
+    """Start one VM or several."""
+    act(VM, names, "start", {}, How(output, wait, timeout), "started")
+
+
+def stop(
+    names: NamesArgument,
+    force: Annotated[bool, typer.Option("--force", help="Switch it off without asking the guest.")] = False,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Ask the guest to shut down; switch it off if it has not done so in time."""
+    act(VM, names, "stop", {"force": force}, How(output, wait, timeout), "stopped")
+
+
+def reboot(
+    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+) -> None:
+    """Reboot one VM or several."""
+    act(VM, names, "reboot", {}, How(output, wait, timeout), "rebooted")
+
+
+def resize(
+    name: NameArgument,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Virtual CPUs.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory, such as 512M or 1G.")] = None,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Change a VM's CPUs or memory: at once where the guest allows it, else on its next start."""
+    if cpus is None and memory is None:
+        raise typer.BadParameter("say --cpus or --memory, or both")
+    mib = None if memory is None else parsed(parse_size, memory, "--memory")
+    act(VM, [name], "resize", given(cpus=cpus, memory_mib=mib), How(output, wait, timeout), "resized")
+
+
+def rebuild(
+    name: NameArgument,
+    image: Annotated[str | None, typer.Option("--image", help="Another image than it was made from.")] = None,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Make a VM's system disk anew from an image. What was on it is lost; addresses and data disks stay."""
+    act(VM, [name], "rebuild", given(image=image), How(output, wait, timeout), "rebuilt")
