@@ -134,7 +134,7 @@ def dimm_element(size_mib: int) -> ET.Element:
 
 def domain_xml(spec: DomainSpec, modes: Sequence[DiskMode], accelerator: Accelerated) -> str:
     """The whole domain. `modes` are those of `spec.disks`, in their order. `CloudError(INVALID)` names a bad field."""
-    _check(spec)
+    check_spec(spec)
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
     _child(domain, "name", spec.vm)
     _child(domain, "uuid", domain_uuid(spec.vm))
@@ -179,7 +179,8 @@ def domain_xml(spec: DomainSpec, modes: Sequence[DiskMode], accelerator: Acceler
     return ET.tostring(domain, encoding="unicode")
 
 
-def _check(spec: DomainSpec) -> None:
+def check_spec(spec: DomainSpec) -> None:
+    """`CloudError(INVALID)` names the first field that no domain can be made of."""
     if not 1 <= spec.cpus <= spec.max_cpus <= MAX_CPUS:
         raise invalid("cpus", f"must hold 1 <= cpus ({spec.cpus}) <= max_cpus ({spec.max_cpus}) <= {MAX_CPUS}")
     if not 1 <= spec.memory_mib <= spec.max_memory_mib:

@@ -52,6 +52,7 @@ START_TIMEOUT_S = 60.0
 DETACH_TIMEOUT_S = 20.0
 DETACH_AGAIN_S = 4.0
 """A guest that is still booting does not hear the request to let a device go: it is asked again this often."""
+REBOOT_ONCE_S = 1.0
 _MIB = 1024 * 1024
 
 _OFF_BY_STATE: dict[int, OffReason] = {
@@ -109,6 +110,7 @@ class LibvirtHypervisor:
         self._state_dir = state_dir
         self._listeners: set[asyncio.Queue[DomainEvent]] = set()
         self._removals = _Removals()
+        self._rebooted_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(
             uri, opened=self._register, returned=self._on_returned, call_timeout_s=call_timeout_s
@@ -354,7 +356,7 @@ class LibvirtHypervisor:
 
     def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
         if _is_ours(domain):
-            self._from_thread(self._publish, DomainEvent(kind="rebooted", vm=domain.name()))
+            self._from_thread(self._publish_reboot, domain.name())
 
     def _on_removed(self, _connection: Any, domain: Any, alias: str, _opaque: Any) -> None:
         item = item_of(alias)
@@ -370,7 +372,16 @@ class LibvirtHypervisor:
     def _on_returned(self) -> None:
         self._publish(DomainEvent(kind="reconnected"))
 
+    def _publish_reboot(self, vm: str) -> None:
+        """SeaBIOS answers a reset by resetting once more: both are one reboot."""
+        now = self._loop.time()
+        if now - self._rebooted_at.get(vm, -REBOOT_ONCE_S) >= REBOOT_ONCE_S:
+            self._publish(DomainEvent(kind="rebooted", vm=vm))
+        self._rebooted_at[vm] = now
+
     def _publish(self, event: DomainEvent) -> None:
+        if event.kind == "stopped" and event.vm is not None:
+            self._rebooted_at.pop(event.vm, None)
         for queue in self._listeners:
             queue.put_nowait(event)
 
@@ -418,7 +429,7 @@ def _figures(vm: str, stats: dict[str, int]) -> DomainFigures:
         vm=vm,
         cpu_seconds=stats.get("cpu.time", 0) / 1e9,
         cpus=stats.get("vcpu.current", 0),
-        memory_mib=mib("balloon.current") or 0,
+        memory_mib=mib("balloon.maximum") or 0,  # "current" does not count DIMMs that were plugged in
         memory_used_mib=available - usable if available is not None and usable is not None else None,
         resident_mib=mib("balloon.rss"),
     )
