@@ -80,11 +80,11 @@ def mounted_at(target: Path) -> str | None:
     found = None
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
-        if _unescape(fields[4]) == str(target):
+        if unescape(fields[4]) == str(target):
             found = fields[fields.index("-") + 1]
     return found
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """mountinfo writes blanks and backslashes in octal."""
     return text.encode().decode("unicode_escape") if "\\" in text else text

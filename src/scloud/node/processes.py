@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scloud.drivers.supervisor.identity import Identity, start_time
+from scloud.drivers.supervisor.identity import start_time
 from scloud.model.errors import CloudError, ErrorKind
 
 _ENGINES = ("libvirtd", "ovsdb-server", "ovs-vswitchd", "dnsmasq")
@@ -62,13 +62,14 @@ def _look(pid: int) -> Process | None:
     if not argv:
         # A kernel thread or a zombie.
         return None
+    # SCLOUD_ROOT alone is a person's setting, inherited by everything they run; only with a role is it our stamp.
     stamps = dict(item.partition(b"=")[::2] for item in environ.split(b"\0") if item.startswith(b"SCLOUD_"))
     return Process(
         pid=pid,
         state=stat[stat.rindex(")") + 2],
         command=stat[stat.index("(") + 1 : stat.rindex(")")],
         argv=tuple(os.fsdecode(part) for part in argv.rstrip(b"\0").split(b"\0")),
-        root=os.fsdecode(stamps.get(b"SCLOUD_ROOT", b"")),
+        root=os.fsdecode(stamps.get(b"SCLOUD_ROOT", b"")) if stamps.get(b"SCLOUD_ROLE") else "",
         role=os.fsdecode(stamps.get(b"SCLOUD_ROLE", b"")),
         node=os.fsdecode(stamps.get(b"SCLOUD_NODE", b"")),
         mount_namespace=namespace,
@@ -178,9 +179,3 @@ def wait_ended(pidfd: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
-
-
-def alive(pidfile: Path) -> bool:
-    """Whether the process that a supervisor's pidfile names runs."""
-    known = Identity.read(pidfile)
-    return known is not None and known.alive()

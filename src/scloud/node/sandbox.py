@@ -19,11 +19,15 @@ _PINS = {"mnt": "--mount", "net": "--net", "uts": "--uts"}
 
 
 class Sandbox(Value):
-    """`root` is the node's folder. An `isolated` one has its own network and hostname; else it shares the host's."""
+    """`root` is the node's folder. An `isolated` one has its own network and hostname; else it shares the host's.
+
+    `cache` is what libvirt has learnt of this machine's QEMU (seconds of work); the nodes of a lab share it.
+    """
 
     name: str
     root: Path
     isolated: bool
+    cache: Path | None = None
 
     @property
     def pins(self) -> Path:
@@ -60,8 +64,8 @@ class Sandbox(Value):
         self._unpin()
         self._after_boot()
         mounts.claim(self.root)
-        for folder in (*mounts.COVERED, "ns", "agent"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (*self._covers().values(), self.pins, self.root / "agent"):
+            folder.mkdir(parents=True, exist_ok=True)
         # A mount namespace can be pinned only on a mount that does not propagate into it.
         run(["mount", "--bind", str(self.pins), str(self.pins)])
         run(["mount", "--make-private", str(self.pins)])
@@ -82,8 +86,13 @@ class Sandbox(Value):
         run(argv)
         return True
 
+    def _covers(self) -> dict[str, Path]:
+        """Where the node sees a folder of its own -> that folder."""
+        covers = {target: self.root / source for source, target in mounts.COVERED.items()}
+        return {**covers, "/var/cache/libvirt": self.cache} if self.cache is not None else covers
+
     def _script(self) -> str:
-        lines = [f'mount --bind "{self.root / source}" "{target}"' for source, target in mounts.COVERED.items()]
+        lines = [f'mount --bind "{source}" "{target}"' for target, source in self._covers().items()]
         if self.isolated:
             # A new sysfs shows the devices of the network namespace that mounts it.
             lines += [f"hostname {self.name}", "mount -t sysfs sysfs /sys", "ip link set lo up"]

@@ -1,0 +1,81 @@
+"""Breaking a lab on purpose, and mending it."""
+
+from __future__ import annotations
+
+import signal
+from enum import StrEnum
+from typing import Literal
+
+from scloud.lab import wires
+from scloud.lab.plan import LabPlan
+from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.node.keep import read_units
+from scloud.node.keeping import kill_unit, set_units, start_keeper
+from scloud.node.layout import Unit
+from scloud.node.processes import of_node, signal_all
+
+MANAGER = "manager"
+
+
+class How(StrEnum):
+    KILL = "kill"
+    PARTITION = "partition"
+    HANG = "hang"
+
+
+def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str:
+    """Break a node, or only its agent, or the manager (`node` = "manager"); what was done, in words.
+
+    `kill` is SIGKILL to every process in it, and none is started again; `partition` cuts it off from the manager and
+    from the other nodes; `hang` stops every process in it where it is.
+    """
+    if node == MANAGER or only_agent:
+        return _fail_unit(plan, node, how)
+    sandbox = plan.sandbox(node)
+    belongs = of_node(plan.root, node, sandbox.mount_namespace())
+    if how is How.PARTITION:
+        wires.set_links(plan, node, "down")
+        return f"{node} is cut off"
+    if how is How.HANG:
+        return f"{signal_all(belongs, signal.SIGSTOP)} processes of {node} are stopped"
+    _want(plan, f"agent-{node}", "leave")
+    return f"{signal_all(belongs, signal.SIGKILL)} processes of {node} are killed"
+
+
+def _fail_unit(plan: LabPlan, node: str, how: How) -> str:
+    name = MANAGER if node == MANAGER else f"agent-{plan.sandbox(node).name}"
+    if how is How.PARTITION:
+        raise invalid("how", "one process alone can only be killed or hung")
+    if how is How.KILL:
+        _want(plan, name, "leave")
+    pid = kill_unit(plan.layout, name, signal.SIGKILL if how is How.KILL else signal.SIGSTOP)
+    if pid is None:
+        raise CloudError(ErrorKind.CONFLICT, f"{name} does not run")
+    return f"{name} ({pid}) is {'killed' if how is How.KILL else 'stopped'}"
+
+
+def heal(plan: LabPlan, node: str) -> str:
+    """Undo whatever was done to a node (or to the manager); what it took, in words."""
+    start_keeper(plan.layout)
+    if node == MANAGER:
+        kill_unit(plan.layout, MANAGER, signal.SIGCONT)
+        _want(plan, MANAGER, "run")
+        return "the manager runs"
+    sandbox = plan.sandbox(node)
+    wires.set_links(plan, node, "up")
+    belongs = of_node(plan.root, node, sandbox.mount_namespace())
+    continued = signal_all(belongs, signal.SIGCONT)
+    _want(plan, f"agent-{node}", "run")
+    return f"{node} is connected, its agent runs" + (f", {continued} processes go on" if continued else "")
+
+
+def _want(plan: LabPlan, name: str, wanted: Literal["run", "leave"]) -> Unit:
+    """The keeper has taken note of it when this returns."""
+    unit = read_units(plan.layout).get(name)
+    if unit is None:
+        raise CloudError(ErrorKind.CONFLICT, f"the lab has no {name} yet: `scloud lab up` first")
+    changed = unit.model_copy(update={"wanted": wanted})
+    if wanted == "leave":
+        start_keeper(plan.layout)
+    set_units(plan.layout, changed)
+    return changed

@@ -1,0 +1,146 @@
+"""What a lab is made of: its nodes, their addresses, the names of its devices. Kept in ROOT/lab.json."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+import scloud
+from scloud.agent.config import AgentConfig, Underlay
+from scloud.model.base import Value
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.node.command import run
+from scloud.node.layout import Layout
+from scloud.node.sandbox import Sandbox
+from scloud.setup.manager import Endpoints, free_port
+
+MAX_NODES = 64
+_FIRST_HOST = 10
+UNDERLAY = ipaddress.IPv4Network("172.31.0.0/24")
+"""Only ever seen in the lab's own network namespace, so every lab can have the same."""
+API_PORT = 7880
+LINK_PORT = 7890
+
+
+class LabPlan(Value):
+    """`management` is the network on which the agents reach the manager; its first address is this host's.
+
+    `source` is where the code that made it lies, `boot` the boot it was made in: a lab of another one is not used.
+    """
+
+    root: Path
+    nodes: tuple[str, ...]
+    management: str
+    endpoints: Endpoints
+    source: str
+    boot: str
+    complete: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(root=self.root)
+
+    @property
+    def context(self) -> str:
+        """The name of the lab's context: `lab`, with a suffix if it is not the usual one."""
+        from scloud.node.layout import DEFAULT_LAB_ROOT
+
+        return "lab" if self.root == DEFAULT_LAB_ROOT else f"lab-{tag(self.root)}"
+
+    @property
+    def host_device(self) -> str:
+        """The only device of the lab in the host's network."""
+        return f"lab-{tag(self.root)}"
+
+    @property
+    def fabric(self) -> Sandbox:
+        """The namespaces that hold the lab's two switches."""
+        return Sandbox(name="fabric", root=self.root / "fabric", isolated=True)
+
+    def sandbox(self, node: str) -> Sandbox:
+        """The node's namespaces. NOT_FOUND if the lab has none of that name."""
+        if node not in self.nodes:
+            known = ", ".join(self.nodes)
+            raise CloudError(ErrorKind.NOT_FOUND, f"there is no node '{node}' in this lab; it has {known}")
+        return self.layout.sandbox(node, isolated=True)
+
+    def management_address(self, node: str) -> str:
+        return str(ipaddress.IPv4Network(self.management)[_FIRST_HOST + self._number(node)])
+
+    def tunnel_address(self, node: str) -> str:
+        return str(UNDERLAY[_FIRST_HOST + self._number(node)])
+
+    def _number(self, node: str) -> int:
+        return self.nodes.index(node) + 1
+
+    def agent_config(self, node: str) -> AgentConfig:
+        address = self.tunnel_address(node)
+        return AgentConfig(
+            node=node,
+            root=self.sandbox(node).root,
+            manager=self.endpoints.link,
+            tunnel_ip=address,
+            underlay=Underlay(device="eth0", address=address, prefix=UNDERLAY.prefixlen),
+            datapath="netdev",
+        )
+
+    def save(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        fresh = self.root / "lab.json.new"
+        fresh.write_text(self.model_dump_json(indent=2) + "\n")
+        fresh.replace(self.root / "lab.json")
+
+
+def tag(root: Path) -> str:
+    """Six characters that tell labs apart."""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:6]
+
+
+def source() -> str:
+    """Where our own code lies."""
+    return str(Path(scloud.__file__).parent)
+
+
+def new_plan(root: Path, count: int, boot: str) -> LabPlan:
+    """A plan for `count` nodes, with a network and ports that are free on this machine."""
+    management = free_network()
+    host = str(management[1])
+    endpoints = Endpoints(api=f"127.0.0.1:{free_port('127.0.0.1', API_PORT)}", link=f"{host}:{LINK_PORT}")
+    nodes = tuple(f"n{number}" for number in range(1, count + 1))
+    return LabPlan(root=root, nodes=nodes, management=str(management), endpoints=endpoints, source=source(), boot=boot)
+
+
+def read_plan(root: Path) -> LabPlan | None:
+    """The plan of the lab that was made under this root, if one was."""
+    try:
+        return LabPlan.model_validate_json((root / "lab.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def need_plan(root: Path) -> LabPlan:
+    """The lab's plan; NOT_FOUND with what to do if there is no lab."""
+    plan = read_plan(root)
+    if plan is None:
+        raise CloudError(ErrorKind.NOT_FOUND, f"there is no lab in {root}: `./scloud lab up` makes one")
+    return plan
+
+
+def free_network() -> ipaddress.IPv4Network:
+    """The first of 10.98.0.0/24, 10.98.1.0/24, ... that this machine neither has nor routes."""
+    routes = orjson.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]))
+    taken = []
+    for route in routes:
+        text = str(route.get("dst", "default"))
+        if text != "default":
+            taken.append(ipaddress.IPv4Network(text, strict=False))
+    for number in range(256):
+        network = ipaddress.IPv4Network(f"10.98.{number}.0/24")
+        if not any(network.overlaps(other) for other in taken):
+            return network
+    raise CloudError(ErrorKind.UNAVAILABLE, "every network of 10.98.0.0/16 is in use on this machine")

@@ -1,0 +1,120 @@
+"""What every new cloud has, made through the REST API as anyone would: image, network, group, key and first VM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scloud.client.http import Client
+from scloud.client.keys import ensure_key
+from scloud.images import micro
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.node.command import run
+
+DEFAULT = "default"
+HELLO = "hello"
+MICRO = "micro"
+SUBNET_CIDR = "10.10.0.0/24"
+HELLO_CPUS = 1
+HELLO_MEMORY_MIB = 256
+IMPORT_TIMEOUT_S = 300.0
+VM_TIMEOUT_S = 300.0
+
+
+def micro_image(cache: Path) -> tuple[Path, bool]:
+    """The micro image's file, built unless one from the same inputs is there; whether it was built."""
+    path = cache / f"micro-{_micro_inputs()}.raw"
+    if path.exists():
+        return path, False
+    cache.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".building")
+    fresh.unlink(missing_ok=True)
+    micro.build(fresh)
+    fresh.replace(path)
+    for older in cache.glob("micro-*.raw"):
+        if older != path:
+            older.unlink()
+    return path, True
+
+
+def _micro_inputs() -> str:
+    """A hash of all that the image is made from: our own files, and the versions of Debian's packages."""
+    total = hashlib.sha256()
+    folder = Path(micro.__file__).parent
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            total.update(f"{path.relative_to(folder)} {path.stat().st_mode:o}\n".encode() + path.read_bytes())
+    versions = run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", "linux-image-*", *micro.DEBIAN_PACKAGES])
+    total.update("\n".join(sorted(set(versions.splitlines()))).encode())
+    return total.hexdigest()[:16]
+
+
+def find(client: Client, kind: str, name: str) -> dict[str, Any] | None:
+    """The resource of this name, or None."""
+    try:
+        found: dict[str, Any] = client.get(f"/{kind}/{name}")
+    except CloudError as error:
+        if error.kind is ErrorKind.NOT_FOUND:
+            return None
+        raise
+    return found
+
+
+def ensure(
+    client: Client, kind: str, name: str, spec: Mapping[str, Any], timeout_s: float = 60.0
+) -> tuple[dict[str, Any], bool]:
+    """The resource of this name, made and ready; whether it was made. One that is there stays as it is."""
+    if (found := find(client, kind, name)) is not None:
+        return found, False
+    answer = client.post(f"/{kind}", {"name": name, "spec": dict(spec)})
+    client.finish(answer["operation"]["id"], timeout=timeout_s)
+    return client.get(f"/{kind}/{name}"), True
+
+
+def ensure_image(client: Client, path: Path) -> bool:
+    """Import the micro image for everyone. One that is there stays: its users rely on it."""
+    spec = {"source": f"file://{path}", "format": "raw", "login_user": "root", "public": True}
+    return ensure(client, "images", MICRO, spec, IMPORT_TIMEOUT_S)[1]
+
+
+def ensure_network(client: Client) -> bool:
+    """VPC, subnet and security group."""
+    vpc, made_vpc = ensure(client, "vpcs", DEFAULT, {})
+    _, made_subnet = ensure(client, "subnets", DEFAULT, {"vpc": vpc["id"], "cidr": SUBNET_CIDR})
+    group, made_group = ensure(client, "security-groups", DEFAULT, {})
+    wanted: list[dict[str, Any]] = [
+        {"direction": "outbound", "protocol": "any", "cidr": "0.0.0.0/0"},
+        {"direction": "inbound", "protocol": "tcp", "port_min": 22, "port_max": 22, "cidr": "0.0.0.0/0"},
+        {"direction": "inbound", "protocol": "icmp", "cidr": "0.0.0.0/0"},
+        {"direction": "inbound", "protocol": "any", "group": group["id"]},
+    ]
+    # Only for a group without any rule: whatever its owner has made of it since is right.
+    missing = [] if group["spec"].get("rules") else wanted
+    for rule in missing:
+        answer = client.post(f"/security-groups/{group['id']}/rules", rule)
+        client.finish(answer["operation"]["id"], timeout=60.0)
+    return made_vpc or made_subnet or made_group or bool(missing)
+
+
+def ensure_keypair(client: Client) -> bool:
+    """The default key: made here, its public half given to the cloud."""
+    key = ensure_key(DEFAULT)
+    found = find(client, "keypairs", DEFAULT)
+    if found is not None and found["spec"]["public_key"].split()[:2] == key.public_key.split()[:2]:
+        return False
+    if found is not None:
+        # The private half is gone, or was made for another cloud of ours; what is there opens nothing any more.
+        client.finish(client.delete(f"/keypairs/{DEFAULT}")["operation"]["id"], timeout=60.0)
+    ensure(client, "keypairs", DEFAULT, {"public_key": key.public_key})
+    return True
+
+
+def ensure_hello(client: Client) -> bool:
+    """The first VM."""
+    spec = {
+        **{"image": MICRO, "cpus": HELLO_CPUS, "memory_mib": HELLO_MEMORY_MIB},
+        **{"nics": [{"subnet": DEFAULT, "security_groups": [DEFAULT]}], "keypairs": [DEFAULT]},
+    }
+    return ensure(client, "vms", HELLO, spec, VM_TIMEOUT_S)[1]

@@ -1,0 +1,72 @@
+"""`scloud down`: stop the cloud on this host, or remove it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from rich.console import Console
+
+from scloud.client.contexts import config_dir, read_contexts, remove_context
+from scloud.node.keep import ask, read_units
+from scloud.node.keeping import keeper_pid, set_units, start_keeper, stop_keeper
+from scloud.node.layout import Layout
+from scloud.node.stopping import clear, shut_guests, stop_node
+from scloud.setup.defaults import DEFAULT
+from scloud.setup.steps import Steps
+from scloud.setup.up import CONTEXT
+
+
+def down(layout: Layout, *, purge: bool, console: Console | None = None) -> None:
+    """Guests are shut down, then everything is stopped; the data stay, unless they are purged, too."""
+    steps = Steps(console)
+    if layout.units.is_dir():
+        _stop(layout, steps)
+    if not purge:
+        steps.console.print(
+            f"The cloud is stopped; its data are in {layout.root}. `./scloud up` starts it, VMs too."
+            if layout.root.exists()
+            else f"There is no cloud in {layout.root}."
+        )
+        return
+    with steps.step("Removing everything") as step:
+        killed = clear(layout, isolated=False, keep_cache=False)
+        forget(CONTEXT)
+        step.say(f"{killed} processes were left" if killed else str(layout.root))
+    steps.console.print("Nothing of the cloud is left on this machine.")
+
+
+def _stop(layout: Layout, steps: Steps) -> None:
+    sandboxes = layout.sandboxes(isolated=False)
+    with steps.step("Agent") as step:
+        # The agents first: they would start again what is stopped behind their backs.
+        units = [layout.agent_unit(sandbox).model_copy(update={"wanted": "stop"}) for sandbox in sandboxes]
+        if keeper_pid(layout) is None:
+            start_keeper(layout)
+        before = ask(layout, "status")["units"]
+        set_units(layout, *units)
+        if not any(before.get(unit.name, {}).get("pid") for unit in units):
+            step.already("did not run")
+    with steps.step("Guests") as step:
+        counts = [shut_guests(layout, sandbox) for sandbox in sandboxes]
+        total, stubborn = sum(count for count, _ in counts), sum(left for _, left in counts)
+        step.say(f"{total} shut down" + (f", {stubborn} of them switched off" if stubborn else ""))
+    with steps.step("Engines and namespaces"):
+        for sandbox in sandboxes:
+            stop_node(layout, sandbox)
+    with steps.step("Manager"):
+        if (unit := read_units(layout).get("manager")) is not None:
+            set_units(layout, unit.model_copy(update={"wanted": "stop"}))
+        stop_keeper(layout)
+
+
+def forget(context: str) -> None:
+    """Remove the context; with the last one go the default key and what else the command line keeps."""
+    remove_context(context)
+    if read_contexts().contexts:
+        return
+    folder = config_dir()
+    for path in (folder / "contexts.json", folder / "known_hosts", *(folder / "keys").glob(f"{DEFAULT}*")):
+        path.unlink(missing_ok=True)
+    for path in (folder / "keys", folder):
+        with contextlib.suppress(OSError):
+            path.rmdir()

@@ -1,0 +1,36 @@
+"""`scloud test`: what CI runs, from the sources that this program was started from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from scloud.setup.steps import Steps
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+_BIN = Path(sys.executable).parent
+NEEDS_NO_ENGINE = "not engine and not lab and not browser"
+
+
+def run_tests(*, fast: bool, arguments: list[str]) -> int:
+    """The exit status. The first check that fails ends it; pytest's summary comes last."""
+    checks: dict[str, list[str]] = {
+        "ruff check": [str(_BIN / "ruff"), "check", "."],
+        "ruff format": [str(_BIN / "ruff"), "format", "--check", "--quiet", "."],
+        "mypy": [str(_BIN / "mypy"), "--no-error-summary"],
+        "import-linter": [str(_BIN / "lint-imports"), "--no-logo"],
+    }
+    steps = Steps(Console(highlight=False, soft_wrap=True))
+    for title, argv in checks.items():
+        with steps.step(title) as step:
+            done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+            step.say("" if done.returncode == 0 else "FAILED")
+        if done.returncode != 0:
+            print(done.stdout + done.stderr, flush=True)
+            return 1
+    chosen = ["-m", NEEDS_NO_ENGINE] if fast else []
+    argv = [str(_BIN / "python"), "-m", "pytest", "-q", *chosen, *arguments]
+    return subprocess.run(argv, cwd=REPOSITORY, check=False).returncode
