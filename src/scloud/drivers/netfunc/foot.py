@@ -13,6 +13,7 @@ from pathlib import Path
 from scloud.drivers.netfunc import namespace
 from scloud.drivers.netfunc.command import batch, run
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
+from scloud.model.errors import CloudError
 
 DEVICE = "svc0"
 """The namespace's end of the veth."""
@@ -44,8 +45,11 @@ def addresses(spec: VpcServiceSpec) -> set[str]:
     return {f"{METADATA}/32", *(f"{address}/{prefix}" for address, prefix in prefixes.items())}
 
 
-async def settle(spec: VpcServiceSpec, name: str) -> None:
-    """Make or mend the veth between here and the namespace `name`, as the spec says."""
+async def settle(spec: VpcServiceSpec, name: str) -> int:
+    """Make or mend the veth between here and the namespace `name`, as the spec says.
+
+    Returns the foot's index in there: another one means another device, which no open socket is bound to.
+    """
     present = await _present(name)
     if present is None or not has(spec.port) or present[0] != socket.if_nametoindex(spec.port):
         await _pair(spec, name, stale=present is not None)
@@ -66,24 +70,33 @@ async def settle(spec: VpcServiceSpec, name: str) -> None:
     )
     # The switch must not take part in the VPC's traffic with addresses of the node's own.
     await batch([f"link set {spec.port} addrgenmode none mtu {spec.mtu}", f"link set {spec.port} up"])
-    await namespace.inside(name, _offload_off)
+    return await namespace.inside(name, _offload_off)
 
 
 async def remove(name: str, port: str | None) -> None:
     """Take the veth away, from whichever end is left."""
-    if port is not None and has(port):
-        await batch([f"link delete {port}"])
-    elif await _present(name) is not None:
+    if port is not None:
+        await _delete_port(port)
+    if await _present(name) is not None:
         await batch([f"link delete {DEVICE}"], name)
 
 
 async def _pair(spec: VpcServiceSpec, name: str, stale: bool) -> None:
     if stale:
         await batch([f"link delete {DEVICE}"], name)
-    if has(spec.port):
-        await batch([f"link delete {spec.port}"])
+    await _delete_port(spec.port)
     await namespace.inside(name, _kernel_settings)
     await batch([f"link add {spec.port} type veth peer name {DEVICE} address {spec.service_mac} netns {name}"])
+
+
+async def _delete_port(port: str) -> None:
+    if has(port):
+        try:
+            await batch([f"link delete {port}"])
+        except CloudError:
+            # It may just have gone with a namespace that the kernel is taking down.
+            if has(port):
+                raise
 
 
 async def _present(name: str) -> tuple[int, set[str]] | None:
@@ -106,9 +119,10 @@ def _kernel_settings() -> None:
             file.write_text(value)
 
 
-def _offload_off() -> None:
+def _offload_off() -> int:
     """`ethtool -K svc0 tx off`: a userspace switch would pass packets on with the checksum still to be filled in."""
     order = array.array("B", struct.pack("II", _ETHTOOL_STXCSUM, 0))
     request = struct.pack("16sP16x", DEVICE.encode(), order.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         fcntl.ioctl(handle, _SIOCETHTOOL, request)
+    return socket.if_nametoindex(DEVICE)

@@ -36,6 +36,7 @@ _BACKLOG = 128
 class _Applied:
     spec: VpcServiceSpec
     namespace: int
+    foot: int
     process: ProcessSpec
 
 
@@ -137,9 +138,11 @@ class LinuxNetworkFunctions:
         # Noted first, so that `remove` finds the veth even if its other end has gone with a namespace.
         _write(folder / "port", spec.port)
         inode = namespace.identity(name) or await namespace.create(name)
-        if last is None or not self._intact(last) or _wiring(last.spec) != _wiring(spec):
-            await foot.settle(spec, name)
-        process = self._process(spec, inode)
+        if last is not None and self._intact(last) and _wiring(last.spec) == _wiring(spec):
+            device = last.foot
+        else:
+            device = await foot.settle(spec, name)
+        process = self._process(spec, f"{inode} {device}")
         if _write(folder / "dnsmasq.conf", self._configuration(spec)):
             # While it is down, leases of hosts and subnets that are gone can be taken out of its books.
             await self._supervisor.stop(process.name)
@@ -151,17 +154,17 @@ class LinuxNetworkFunctions:
             self._reread(spec.vpc)
         if readdressed or started or last is None:
             await self._take_back(spec)
-        return _Applied(spec, inode, process)
+        return _Applied(spec, inode, device, process)
 
-    def _process(self, spec: VpcServiceSpec, inode: int) -> ProcessSpec:
+    def _process(self, spec: VpcServiceSpec, place: str) -> ProcessSpec:
         folder = self._run / spec.vpc
         digest = hashlib.sha256(self._configuration(spec).encode()).hexdigest()[:16]
         return ProcessSpec(
             name=_process_name(spec.vpc),
             argv=(_DNSMASQ, "--keep-in-foreground", f"--conf-file={folder / 'dnsmasq.conf'}"),
             # The supervisor replaces a process whose environment would differ: one that runs with another
-            # configuration or in a namespace that is gone never passes for the right one.
-            env={"SCLOUD_CONFIGURATION": digest, "SCLOUD_NAMESPACE": str(inode)},
+            # configuration, or on a namespace or device that is gone, never passes for the right one.
+            env={"SCLOUD_CONFIGURATION": digest, "SCLOUD_PLACE": place},
             ready=folder / "dnsmasq.pid",
             netns=self._name(spec.vpc),
         )
