@@ -71,6 +71,9 @@ class Directory:
         keys.update(f"group/{group}" for group in self._node_groups[node])
         return {key for key in keys if self.wish(node, key) is not None}
 
+    def tunnel_ip(self, node: str) -> str:
+        return self._tunnel_ip.get(node, "")
+
     def nodes_of_vpc(self, vpc: str) -> set[str]:
         return set(self._vpc_nodes[vpc])
 

@@ -6,7 +6,7 @@ from scloud.model.errors import ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.registry import SPEC, status_type
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
-from scloud.model.statuses import DiskStatus, NicStatus
+from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.store import nodes, operations
 from scloud.store.database import Tx
 from scloud.store.operations import OperationState
@@ -155,3 +155,38 @@ def bury(tx: Tx, row: Resource, reason: str) -> None:
     if row.kind == Kind.VM:
         for child in owned(tx, row):
             save(tx, child, name=child.id, gone=True)
+
+
+def leave_image(tx: Tx, image: Resource) -> Resource:
+    """Into `deleting`; the importer stops if it is at it, and removes the file."""
+    status = image.status_as(ImageStatus).model_copy(update={"state": State.DELETING, "reason": "being deleted"})
+    row = save(tx, image, status=status)
+    operations.enqueue(tx, row.key)
+    return row
+
+
+def lost_with_node(tx: Tx, row: Resource) -> None:
+    """Its node was declared lost: nothing of it is anywhere any more."""
+    if row.kind == Kind.VM:
+        vm = release_vm(tx, row)
+        if vm.gone or vm.state == State.DELETING:
+            finish_vm_deletion(tx, vm)
+            return
+        reason = "its node was removed as lost, and its local disk with it; delete it, or rebuild it on another node"
+        status = vm.status_as(VmStatus).model_copy(update={"state": State.ERROR, "reason": reason, "node": None})
+        operations.record(tx, vm, "error", reason)
+        save(tx, vm, status=status)
+    elif row.kind == Kind.DISK:
+        spec = row.spec_as(DiskSpec)
+        if row.gone or row.state == State.DELETING:
+            finish_disk_deletion(tx, save(tx, row, node=None))
+            return
+        status_disk = row.status_as(DiskStatus).model_copy(
+            update={"state": State.ERROR, "reason": "its node was removed as lost, and its bytes with it", "node": None}
+        )
+        save(tx, row, node=None, status=status_disk, spec=spec)
+    elif row.kind == Kind.NIC:
+        if row.gone or row.state == State.DELETING or row.spec_as(NicSpec).vm is None:
+            finish_nic_removal(tx, row)
+        else:
+            save(tx, row, node=None, status=NicStatus(state=State.READY))

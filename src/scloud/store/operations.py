@@ -67,7 +67,7 @@ class Operation:
 
 
 def _row(row: Row[Any]) -> Operation:
-    return Operation(*row._tuple())
+    return Operation(*tuple(row))
 
 
 def begin(tx: Tx, action: str, row: Resource, *, seconds: float, account: str | None = None) -> Operation:

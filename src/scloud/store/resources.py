@@ -77,7 +77,7 @@ class Resource:
 
 
 def _row(row: Row[Any]) -> Resource:
-    return Resource(*row._tuple())
+    return Resource(*tuple(row))
 
 
 def dump(value: Value) -> str:
@@ -127,16 +127,18 @@ def find_many(tx: Tx, ids: Iterable[str], *, gone: bool = True) -> dict[str, Res
 def page(
     tx: Tx,
     kind: Kind,
-    account: str | None,
+    account: str | Sequence[str] | None,
     *,
     limit: int,
     after: str | None = None,
     filters: Mapping[str, Any] | None = None,
 ) -> tuple[list[Resource], str | None]:
-    """One page in order of id (that is, of making) and the cursor of the next."""
+    """One page in order of id (that is, of making) and the cursor of the next; of one account, several, or all."""
     query = select(resource).where(resource.c.kind == kind, resource.c.gone.is_(False))
-    if account is not None:
+    if isinstance(account, str):
         query = query.where(resource.c.account == account)
+    elif account is not None:
+        query = query.where(resource.c.account.in_(account))
     for column, value in (filters or {}).items():
         query = query.where(resource.c[column] == value)
     if after:

@@ -1,0 +1,228 @@
+"""Virtual machines: what each verb writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scloud.api.context import accepted, begin, begin_and_end
+from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image, resolve_node, side_name
+from scloud.api.intents.networks import groups_for, make_nic
+from scloud.api.schemas import NicAsk, VmAsk, VmCreate
+from scloud.controllers import finishing, placement
+from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.kinds import PREFIX, Kind, State
+from scloud.model.specs import DiskSpec, KeypairSpec, NicSpec, VmSpec
+from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
+from scloud.scheduler.snapshot import Plan
+from scloud.store import nodes, operations
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, create, find, get, refer, save, unrefer
+
+
+def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
+    image = resolve_image(tx, "spec.image", ask.image, account)
+    keys = [resolve(tx, "spec.keypairs", Kind.KEYPAIR, ref, account) for ref in ask.keypairs]
+    group = ask.placement_group
+    spec = VmSpec(
+        image=image.id,
+        cpus=ask.cpus,
+        memory_mib=ask.memory_mib,
+        power=ask.power,
+        node=resolve_node(tx, "spec.node", ask.node).id if ask.node else None,
+        placement_group=resolve(tx, "spec.placement_group", Kind.PLACEMENT_GROUP, group, account).id if group else None,
+        keypairs=tuple(row.id for row in keys),
+        public_keys=tuple(row.spec_as(KeypairSpec).public_key for row in keys),
+        user_data=ask.user_data,
+        restart_limit=ask.restart_limit,
+    )
+    return spec, image
+
+
+def _disk_size(image: Resource, wanted: int | None) -> int:
+    least = max(image.status_as(ImageStatus).size_mib, 1)
+    if wanted is not None and wanted < least:
+        raise invalid("spec.disk_mib", f"must be at least the image's {least} MiB")
+    return wanted or least
+
+
+def dry_run(tx: Tx, account: str, ask: VmAsk, loads: placement.Loads) -> Plan:
+    """Where a VM would go now; nothing is kept."""
+    spec, image = _spec(tx, account, ask)
+    request = placement.request_for(tx, account, spec, _disk_size(image, ask.disk_mib))
+    return placement.plan(tx, request, loads)
+
+
+def create_vms(tx: Tx, account: str, ask: VmCreate) -> dict[str, Any]:
+    """One VM, or `count` of them named NAME-1..N: all or none."""
+    if ask.count == 1:
+        op, row = _create(tx, account, ask.name, ask.spec)
+        return accepted(op, row)
+    if ask.spec.disks or any(nic.nic or nic.ip for nic in ask.spec.nics):
+        raise invalid("count", "must be 1 when a disk, a nic or an address is named: those can belong to one VM only")
+    if len(ask.name) + 4 > 63:
+        raise invalid("name", "must leave room for a number: at most 59 characters when count is more than 1")
+    made = [_create(tx, account, f"{ask.name}-{number}", ask.spec) for number in range(1, ask.count + 1)]
+    return {"operations": [op.public() for op, _ in made], "resources": [row.public() for _, row in made]}
+
+
+def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Operation, Resource]:
+    spec, image = _spec(tx, account, ask)
+    size = _disk_size(image, ask.disk_mib)
+    id = tx.new_id(PREFIX[Kind.VM])
+    row = create(tx, Kind.VM, account, name, spec, VmStatus(state=State.PENDING, reason="waiting for a node"), id=id)
+    refer(tx, id, image.id, "image")
+    if spec.placement_group:
+        refer(tx, id, spec.placement_group, "group")
+    _make_system_disk(tx, row, image, size)
+    for ref in ask.disks:
+        _take_disk(tx, row, resolve(tx, "spec.disks", Kind.DISK, ref, account))
+    addresses = tuple(_take_or_make_nic(tx, row, number, nic) for number, nic in enumerate(ask.nics))
+    status = VmStatus(state=State.PENDING, reason="waiting for a node", addresses=addresses)
+    row = save(tx, row, status=status)
+    op = begin(tx, "vm.create", row)
+    operations.enqueue(tx, row.key)
+    return op, row
+
+
+def _make_system_disk(tx: Tx, vm: Resource, image: Resource, size_mib: int) -> None:
+    id = tx.new_id(PREFIX[Kind.DISK])
+    spec = DiskSpec(size_mib=size_mib, image=image.id, vm=vm.id, system=True)
+    name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
+    create(tx, Kind.DISK, vm.account, name, spec, DiskStatus(state=State.PENDING), id=id, parent=vm.id)
+    refer(tx, id, vm.id, "vm")
+    refer(tx, id, image.id, "image")
+
+
+def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:
+    spec = disk.spec_as(DiskSpec)
+    if spec.vm is not None:
+        raise CloudError(ErrorKind.IN_USE, f"spec.disks: disk '{disk.name}' is attached to another VM; detach it first")
+    refuse_while_leaving(disk)
+    save(tx, disk, spec=spec.model_copy(update={"vm": vm.id}), parent=vm.id)
+    refer(tx, disk.id, vm.id, "vm")
+
+
+def _take_or_make_nic(tx: Tx, vm: Resource, number: int, ask: NicAsk) -> str:
+    field = f"spec.nics.{number}"
+    if ask.nic is not None:
+        nic = resolve(tx, f"{field}.nic", Kind.NIC, ask.nic, vm.account)
+        spec = nic.spec_as(NicSpec)
+        if spec.vm is not None or nic.node is not None:
+            raise CloudError(ErrorKind.IN_USE, f"{field}.nic: nic '{nic.name}' is attached elsewhere; detach it first")
+        refuse_while_leaving(nic)
+        save(tx, nic, spec=spec.model_copy(update={"vm": vm.id}), status=NicStatus(state=State.PENDING))
+        refer(tx, nic.id, vm.id, "vm")
+        return spec.ip
+    if ask.subnet is None:
+        raise invalid(field, "must name a subnet or a nic")
+    subnet = resolve(tx, f"{field}.subnet", Kind.SUBNET, ask.subnet, vm.account)
+    groups = groups_for(tx, vm.account, ask.security_groups, f"{field}.security_groups")
+    id = tx.new_id(PREFIX[Kind.NIC])
+    name = side_name(tx, Kind.NIC, vm.account, vm.name, f"nic{number}", id)
+    made = make_nic(tx, vm.account, name, subnet, ask.ip, groups, vm=vm, with_vm=True, id=id, state=State.PENDING)
+    return made.spec_as(NicSpec).ip
+
+
+def _change(tx: Tx, vm: Resource, action: str, state: State, reason: str, **changes: Any) -> dict[str, Any]:
+    """A new spec, the state that says it is on its way, and the operation."""
+    spec = vm.spec_as(VmSpec).model_copy(update=changes)
+    if vm.node is None:
+        state, reason = State.PENDING, "waiting for a node"
+    status = vm.status_as(VmStatus).model_copy(update={"state": state, "reason": reason})
+    row = save(tx, vm, spec=spec, status=status)
+    op = begin(tx, action, row)
+    if vm.node is None:
+        operations.enqueue(tx, row.key)
+    return accepted(op, row)
+
+
+def start(tx: Tx, account: str, ref: str) -> dict[str, Any]:
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    spec = vm.spec_as(VmSpec)
+    if vm.state == State.RUNNING and spec.power == "on":
+        return accepted(begin_and_end(tx, "vm.start", vm, "it is running already"), vm)
+    return _change(tx, vm, "vm.start", State.STARTING, "starting", power="on", starts=spec.starts + 1, force_stop=False)
+
+
+def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    if vm.state == State.STOPPED and vm.spec_as(VmSpec).power == "off":
+        return accepted(begin_and_end(tx, "vm.stop", vm, "it is stopped already"), vm)
+    if vm.node is None:
+        spec = vm.spec_as(VmSpec).model_copy(update={"power": "off"})
+        status = vm.status_as(VmStatus).model_copy(update={"state": State.STOPPED, "reason": "it has no node yet"})
+        row = save(tx, vm, spec=spec, status=status)
+        finishing.complete(tx, row, row.generation, "stopped before it had a node")
+        return accepted(begin_and_end(tx, "vm.stop", row), row)
+    return _change(tx, vm, "vm.stop", State.STOPPING, "stopping", power="off", force_stop=force)
+
+
+def reboot(tx: Tx, account: str, ref: str) -> dict[str, Any]:
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    if vm.state != State.RUNNING:
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is {vm.state}; only a running VM can be rebooted")
+    reboots = vm.spec_as(VmSpec).reboots + 1
+    return _change(tx, vm, "vm.reboot", State.UPDATING, "rebooting", reboots=reboots)
+
+
+def resize(tx: Tx, account: str, ref: str, cpus: int | None, memory_mib: int | None) -> dict[str, Any]:
+    """Live where the guest allows it, else from its next start on; the operation's message says which."""
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    if cpus is None and memory_mib is None:
+        raise invalid("cpus", "give cpus, memory_mib or both")
+    spec = vm.spec_as(VmSpec)
+    new_cpus, new_memory = cpus or spec.cpus, memory_mib or spec.memory_mib
+    more_cpus, more_memory = new_cpus - spec.cpus, new_memory - spec.memory_mib
+    if vm.node is None:
+        row = save(tx, vm, spec=spec.model_copy(update={"cpus": new_cpus, "memory_mib": new_memory}))
+        return accepted(begin_and_end(tx, "vm.resize", row, "takes effect when it is placed"), row)
+    if more_cpus > 0 or more_memory > 0:
+        placement.check_room(tx, vm.node, cpus=more_cpus, memory_mib=more_memory)
+    nodes.promise(tx, vm.node, cpus=more_cpus, memory_mib=more_memory)
+    return _change(tx, vm, "vm.resize", State.UPDATING, "being resized", cpus=new_cpus, memory_mib=new_memory)
+
+
+def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, Any]:
+    """The system disk is made anew from the image; data disks, addresses and name stay."""
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    spec = vm.spec_as(VmSpec)
+    disks, _nics = placement.attached(tx, vm)
+    disk = next((item for item in disks if item.spec_as(DiskSpec).system), None)
+    image = resolve_image(tx, "image", image_ref, account) if image_ref else find(tx, spec.image)
+    if disk is None or image is None:
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' cannot be rebuilt: its image or system disk is gone")
+    old = disk.spec_as(DiskSpec)
+    if image.status_as(ImageStatus).size_mib > old.size_mib:
+        raise invalid("image", f"needs {image.status_as(ImageStatus).size_mib} MiB, the disk has {old.size_mib}")
+    for row in (disk, vm):
+        unrefer(tx, row.id, role="image")
+        refer(tx, row.id, image.id, "image")
+    state = disk.status_as(DiskStatus).model_copy(update={"state": State.UPDATING, "reason": "being made anew"})
+    save(tx, disk, spec=old.model_copy(update={"image": image.id, "rebuilds": old.rebuilds + 1}), status=state)
+    return _change(
+        tx, vm, "vm.rebuild", State.UPDATING, "being rebuilt", image=image.id, power="on", starts=spec.starts + 1
+    )
+
+
+def rename(tx: Tx, account: str, ref: str, name: str) -> dict[str, Any]:
+    vm = get(tx, Kind.VM, ref, account)
+    refuse_while_leaving(vm)
+    row = save(tx, vm, name=name, spec=vm.spec_as(VmSpec))
+    return accepted(begin_and_end(tx, "vm.rename", row, "done; the guest takes its new name at its next start"), row)
+
+
+def delete(tx: Tx, account: str, ref: str) -> dict[str, Any]:
+    """Works from any state. Asking again while it is under way is answered with the operation that does it."""
+    vm = get(tx, Kind.VM, ref, account)
+    if vm.state == State.DELETING:
+        for op in operations.open_for(tx, vm.id):
+            if op.action == "vm.delete":
+                return accepted(op, vm)
+    op = begin(tx, "vm.delete", vm)
+    finishing.begin_vm_deletion(tx, vm)
+    return accepted(operations.get(tx, op.id, None) or op, find(tx, vm.id) or vm)

@@ -1,0 +1,1 @@
+"""One file per resource: paths, what they take, what they answer."""

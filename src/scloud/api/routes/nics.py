@@ -1,0 +1,109 @@
+"""Network interfaces."""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+
+from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.intents import networks
+from scloud.api.reading import add_show, list_page, owner_for, router_for
+from scloud.api.schemas import (
+    Accepted,
+    AllAccounts,
+    AttachAsk,
+    Cursor,
+    Limit,
+    NameFilter,
+    NicCreate,
+    NicPatch,
+    RefFilter,
+    RefPath,
+    ResourcePage,
+)
+from scloud.model.errors import invalid
+from scloud.model.kinds import Kind
+from scloud.store.database import Tx
+from scloud.store.resources import find_many, get, sources_of
+
+router = router_for(Kind.NIC)
+add_show(router, Kind.NIC)
+
+
+@router.get("", response_model=ResourcePage)
+async def list_nics(
+    context: ContextDep,
+    caller: CallerDep,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    name: NameFilter = None,
+    vm: RefFilter = None,
+    vpc: RefFilter = None,
+    subnet: RefFilter = None,
+    all_accounts: AllAccounts = False,
+) -> Response:
+    """A page of nics; of one VM, VPC or subnet if asked."""
+
+    def read(tx: Tx) -> object:
+        owner, role = None, ""
+        if vm is not None:
+            owner, role = get(tx, Kind.VM, vm, caller.account), "vm"
+        elif subnet is not None:
+            owner, role = get(tx, Kind.SUBNET, subnet, caller.account), "subnet"
+        if owner is not None:
+            rows = find_many(tx, sources_of(tx, owner.id, role), gone=False)
+            mine = [row for row in rows.values() if row.kind == Kind.NIC and (cursor is None or row.id > cursor)]
+            mine.sort(key=lambda row: row.id)
+            following = mine[limit - 1].id if len(mine) > limit else None
+            return {"items": [row.public() for row in mine[:limit]], "next": following}
+        parent = get(tx, Kind.VPC, vpc, caller.account).id if vpc else None
+        return list_page(tx, Kind.NIC, caller, all_accounts, limit, cursor, {"name": name, "parent": parent})
+
+    return send(await context.store.read(read))
+
+
+@router.post("", status_code=202, response_model=Accepted)
+async def create_nic(
+    body: NicCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """A nic with an address of its own, attached to a VM if one is named."""
+    ask = body.spec
+    return await write(
+        context,
+        caller,
+        lambda tx: networks.create_nic(tx, caller.account, body.name, ask.subnet, ask.ip, ask.security_groups, ask.vm),
+        request=request,
+        key=key,
+    )
+
+
+@router.patch("/{ref}", status_code=202, response_model=Accepted)
+async def change_nic(ref: RefPath, body: NicPatch, context: ContextDep, caller: CallerDep) -> Response:
+    """Another name, or other security groups."""
+    if body.name is None and body.spec is None:
+        raise invalid("name", "give a name, spec.security_groups or both")
+    groups = body.spec.security_groups if body.spec else None
+    return await write(
+        context,
+        caller,
+        lambda tx: networks.change_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.name, groups),
+    )
+
+
+@router.delete("/{ref}", status_code=202, response_model=Accepted)
+async def delete_nic(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+    """Delete a nic that is attached to nothing."""
+    return await write(context, caller, lambda tx: networks.delete_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref))
+
+
+@router.post("/{ref}/actions/attach", status_code=202, response_model=Accepted)
+async def attach_nic(ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep) -> Response:
+    """Plug it into a VM, running or not."""
+    return await write(
+        context, caller, lambda tx: networks.attach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.vm)
+    )
+
+
+@router.post("/{ref}/actions/detach", status_code=202, response_model=Accepted)
+async def detach_nic(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+    """Unplug it; it keeps its address and MAC."""
+    return await write(context, caller, lambda tx: networks.detach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref))

@@ -1,0 +1,174 @@
+"""Nodes and clusters: the administrator's."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from scloud.api.context import AdminDep, Context, ContextDep, IdempotencyKey, accepted, begin, begin_and_end, write
+from scloud.api.intents.common import resolve
+from scloud.api.reading import add_reading, router_for
+from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeCreate, RefPath
+from scloud.controllers import finishing
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import ClusterSpec, NodeSpec
+from scloud.model.statuses import NodeStatus, Status
+from scloud.store import nodes as usage
+from scloud.store import operations, tokens
+from scloud.store.database import Tx
+from scloud.store.resources import SYSTEM, create, get, on_node, refer, refuse_if_used, remove, save
+
+nodes = router_for(Kind.NODE)
+add_reading(nodes, Kind.NODE)
+JOIN_TOKEN_S = 24 * 3600.0
+
+
+@nodes.post("", status_code=202, response_model=Accepted)
+async def add_node(
+    body: NodeCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
+    """Expect a node; the answer has the one command to run on it."""
+    secret = secrets.token_urlsafe(24)
+
+    def make(tx: Tx) -> dict[str, object]:
+        cluster = resolve(tx, "spec.cluster", Kind.CLUSTER, body.spec.cluster, SYSTEM)
+        status = NodeStatus(state=State.JOINING, reason="waiting for the host to join")
+        row = create(tx, Kind.NODE, SYSTEM, body.name, NodeSpec(cluster=cluster.id), status)
+        refer(tx, row.id, cluster.id, "cluster")
+        tokens.add(tx, row.id, "join", secret, purpose="join", ttl_s=JOIN_TOKEN_S)
+        op = operations.begin(tx, "node.create", row, seconds=JOIN_TOKEN_S, account=admin.account)
+        return accepted(op, row, join=_join(context, row.id, body.name, secret))
+
+    return await write(context, admin, make, request=request, key=key)
+
+
+def _join(context: Context, id: str, name: str, secret: str) -> dict[str, str]:
+    token = f"{id}.{secret}.{context.ca_pin}"
+    return {
+        "token": token,
+        "command": f"./scloud node join --name {name} --manager {context.join_address} --token {token}",
+    }
+
+
+@nodes.post("/{ref}/actions/join-token", status_code=202, response_model=Accepted)
+async def new_join_token(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+    """Another join token, for a host that lost its certificate; tokens given before stop working."""
+    secret = secrets.token_urlsafe(24)
+
+    def make(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.NODE, ref, SYSTEM)
+        tokens.revoke_all(tx, row.id)
+        tokens.add(tx, row.id, "join", secret, purpose="join", ttl_s=JOIN_TOKEN_S)
+        op = begin_and_end(tx, "node.join-token", row)
+        return accepted(op, row, join=_join(context, row.id, row.name, secret))
+
+    return await write(context, admin, make)
+
+
+@nodes.post("/{ref}/actions/cordon", status_code=202, response_model=Accepted)
+async def cordon(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+    """Place no new VMs on it; what runs there goes on."""
+    return await write(context, admin, lambda tx: _cordon(tx, ref, True))
+
+
+@nodes.post("/{ref}/actions/uncordon", status_code=202, response_model=Accepted)
+async def uncordon(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+    """Place VMs on it again."""
+    return await write(context, admin, lambda tx: _cordon(tx, ref, False))
+
+
+def _cordon(tx: Tx, ref: str, cordoned: bool) -> dict[str, object]:
+    row = get(tx, Kind.NODE, ref, SYSTEM)
+    spec = row.spec_as(NodeSpec)
+    action = "node.cordon" if cordoned else "node.uncordon"
+    if spec.cordoned == cordoned:
+        return accepted(begin_and_end(tx, action, row, "it is so already"), row)
+    row = save(tx, row, spec=spec.model_copy(update={"cordoned": cordoned}))
+    operations.record(tx, row, "info", "cordoned" if cordoned else "uncordoned")
+    return accepted(begin_and_end(tx, action, row), row)
+
+
+@nodes.delete("/{ref}", status_code=202, response_model=Accepted)
+async def remove_node(
+    ref: RefPath,
+    context: ContextDep,
+    admin: AdminDep,
+    force: Annotated[bool, Query(description="also with VMs on it: they are lost with the node")] = False,
+) -> Response:
+    """Take a node out of the cloud; refused while it has VMs or disks, unless it is dead and `force` says so."""
+
+    def delete(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.NODE, ref, SYSTEM)
+        held = [item for kind in (Kind.VM, Kind.DISK, Kind.NIC) for item in on_node(tx, kind, row.id)]
+        users = [f"{item.kind} {item.name}" for item in held if item.kind != Kind.NIC and not item.gone]
+        if users and not force:
+            raise CloudError(
+                ErrorKind.IN_USE,
+                f"node '{row.name}' has {', '.join(users[:5])}; delete them, or use force if the node is lost",
+                users=users,
+            )
+        if row.id in context.manager.sessions and held:
+            raise CloudError(
+                ErrorKind.CONFLICT, f"node '{row.name}' is alive; stop its agent before you declare it lost"
+            )
+        op = begin(tx, "node.delete", row)
+        for item in held:
+            finishing.lost_with_node(tx, item)
+        usage.forget(tx, row.id)
+        tokens.revoke_all(tx, row.id)
+        ended = operations.end(tx, op, operations.OperationState.DONE, "removed")
+        remove(tx, row)
+        return accepted(ended, row)
+
+    response = await write(context, admin, delete)
+    return response
+
+
+clusters = router_for(Kind.CLUSTER)
+add_reading(clusters, Kind.CLUSTER)
+
+
+@clusters.post("", status_code=202, response_model=Accepted)
+async def create_cluster(
+    body: ClusterCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
+    """Nodes of one architecture, with one CPU overcommit."""
+
+    def make(tx: Tx) -> dict[str, object]:
+        spec = ClusterSpec(architecture=body.spec.architecture, cpu_overcommit=body.spec.cpu_overcommit)
+        row = create(tx, Kind.CLUSTER, SYSTEM, body.name, spec, Status(state=State.READY))
+        return accepted(begin_and_end(tx, "cluster.create", row), row)
+
+    return await write(context, admin, make, request=request, key=key)
+
+
+@clusters.patch("/{ref}", status_code=202, response_model=Accepted)
+async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, admin: AdminDep) -> Response:
+    """Another name or another overcommit; VMs that are placed stay where they are."""
+
+    def change(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.CLUSTER, ref, SYSTEM)
+        spec = row.spec_as(ClusterSpec)
+        if body.spec is not None:
+            spec = spec.model_copy(update={"cpu_overcommit": body.spec.cpu_overcommit})
+        row = save(tx, row, name=body.name, spec=spec)
+        return accepted(begin_and_end(tx, "cluster.update", row), row)
+
+    return await write(context, admin, change)
+
+
+@clusters.delete("/{ref}", status_code=202, response_model=Accepted)
+async def delete_cluster(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+    """Delete a cluster that has no nodes."""
+
+    def delete(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.CLUSTER, ref, SYSTEM)
+        refuse_if_used(tx, row)
+        op = begin_and_end(tx, "cluster.delete", row, "deleted")
+        remove(tx, row)
+        return accepted(op, row)
+
+    return await write(context, admin, delete)

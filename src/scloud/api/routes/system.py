@@ -1,0 +1,133 @@
+"""The cloud as a whole: health, audit, network trace, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import func, select
+
+from scloud import __version__
+from scloud.api.context import AdminDep, CallerDep, ContextDep, send
+from scloud.api.metrics import exposition
+from scloud.api.schemas import PROBLEMS, Answer, TraceAsk
+from scloud.controllers import audit as auditing
+from scloud.controllers import trace as tracing
+from scloud.model.errors import invalid
+from scloud.model.kinds import Kind, State
+from scloud.store.database import Tx
+from scloud.store.resources import all_of
+from scloud.store.tables import resource
+
+router = APIRouter(tags=["system"], responses=PROBLEMS)
+
+
+class TraceStep(Answer):
+    node: str
+    stage: str
+    verdict: str
+    text: str
+
+
+class TraceAnswer(Answer):
+    verdict: str
+    summary: str
+    steps: list[TraceStep]
+
+
+class Finding(Answer):
+    severity: str
+    node: str
+    key: str
+    message: str
+
+
+class AuditAnswer(Answer):
+    clean: bool
+    findings: list[Finding]
+    nodes_asked: list[str]
+    nodes_silent: list[str]
+
+
+class Condition(Answer):
+    severity: str
+    message: str
+
+
+class StatusAnswer(Answer):
+    healthy: bool
+    version: str
+    epoch: int
+    counts: dict[str, dict[str, int]]
+    nodes: dict[str, int]
+    conditions: list[Condition]
+
+
+@router.post("/network/trace", response_model=TraceAnswer, tags=["network"])
+async def trace(body: TraceAsk, context: ContextDep, caller: CallerDep) -> Response:
+    """Why can't A reach B? Step by step, in words, from intent to the real switch."""
+    if (body.port is None) != (body.protocol == "icmp"):
+        raise invalid("port", "goes with tcp and udp, and is needed there")
+    return send(await tracing.trace(context.manager, caller.account, body.source, body.to, body.protocol, body.port))
+
+
+@router.get("/audit", response_model=AuditAnswer)
+async def audit(context: ContextDep, _admin: AdminDep) -> Response:
+    """What exists without an owner, and what has an owner and does not exist."""
+    return send(await auditing.audit(context.manager))
+
+
+@router.get("/status", response_model=StatusAnswer)
+async def status(context: ContextDep, caller: CallerDep) -> Response:
+    """Health in words. Administrators see the whole cloud, others their account."""
+
+    def read(tx: Tx) -> dict[str, Any]:
+        query = select(resource.c.kind, resource.c.state, func.count()).where(resource.c.gone.is_(False))
+        if not caller.admin:
+            query = query.where(resource.c.account == caller.account)
+        counts: dict[str, dict[str, int]] = {}
+        for kind, state, number in tx.conn.execute(query.group_by(resource.c.kind, resource.c.state)):
+            counts.setdefault(kind, {})[state] = number
+        nodes = counts.pop(Kind.NODE, {})
+        conditions = _conditions(tx, counts) if caller.admin else []
+        return {
+            "healthy": not any(item["severity"] == "error" for item in conditions),
+            "version": __version__,
+            "epoch": context.manager.epoch,
+            "counts": counts,
+            "nodes": nodes,
+            "conditions": conditions,
+        }
+
+    return send(await context.store.read(read))
+
+
+def _conditions(tx: Tx, counts: dict[str, dict[str, int]]) -> list[dict[str, str]]:
+    found = []
+    nodes = all_of(tx, Kind.NODE)
+    for node in nodes:
+        if node.state == State.DOWN:
+            found.append({"severity": "error", "message": f"node {node.name} does not answer; its VMs are unknown"})
+    if not any(node.state == State.READY for node in nodes):
+        found.append({"severity": "error", "message": "no node is ready; VMs can be placed nowhere"})
+    failed = counts.get(Kind.VM, {}).get(State.ERROR, 0)
+    if failed:
+        found.append({"severity": "warning", "message": f"{failed} VMs are in error; see `scloud vm list`"})
+    return found
+
+
+public = APIRouter(tags=["system"])
+
+
+@public.get("/healthz", include_in_schema=False)
+async def healthz(context: ContextDep) -> Response:
+    """Answers while the manager works; needs no token and tells nothing."""
+    await context.store.read(lambda tx: tx.conn.execute(select(1)).scalar())
+    return send({"ok": True})
+
+
+@public.get("/metrics", include_in_schema=False)
+async def metrics(context: ContextDep, _admin: AdminDep) -> Response:
+    """Prometheus exposition; an administrator's token is needed."""
+    return Response(await exposition(context), media_type=CONTENT_TYPE_LATEST)

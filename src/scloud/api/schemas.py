@@ -1,0 +1,305 @@
+"""What requests carry and answers look like, for validation and for the published OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from scloud.api.problems import MEDIA_TYPE, Problem
+from scloud.model.base import Value
+from scloud.model.fields import Cpus, DiskMib, Ipv4, MemoryMib, Name, Ref, SubnetCidr, Vni
+from scloud.model.specs import ImageSpec, PublicKey, UserData
+
+
+class Answer(BaseModel):
+    """Answers may gain fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ResourceOut(Answer):
+    id: str
+    kind: str
+    name: str
+    account: str | None
+    generation: int
+    spec: dict[str, Any]
+    status: dict[str, Any]
+    created_at: float
+    updated_at: float
+
+
+class ResourceRef(Answer):
+    kind: str
+    id: str
+    name: str
+
+
+class OperationError(Answer):
+    code: str
+    message: str
+
+
+class OperationOut(Answer):
+    id: str
+    kind: Literal["operation"]
+    action: str
+    account: str | None
+    resource: ResourceRef
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    progress: int
+    message: str
+    error: OperationError | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    deadline_at: float
+
+
+class Accepted(Answer):
+    operation: OperationOut
+    resource: ResourceOut
+
+
+class AcceptedMany(Answer):
+    operations: list[OperationOut]
+    resources: list[ResourceOut]
+
+
+class ResourcePage(Answer):
+    items: list[ResourceOut]
+    next: str | None
+
+
+class OperationPage(Answer):
+    items: list[OperationOut]
+    next: str | None
+
+
+class EventOut(Answer):
+    id: str
+    at: float
+    level: Literal["info", "warning", "error"]
+    account: str | None
+    resource: ResourceRef
+    message: str
+
+
+class EventPage(Answer):
+    items: list[EventOut]
+    next: str | None
+
+
+_ERRORS = {
+    400: "the request is not HTTP or JSON as it should be",
+    401: "no valid token",
+    403: "not allowed",
+    404: "no such thing in this account",
+    409: "in conflict with what there is",
+    413: "too large",
+    422: "a field breaks a rule",
+    502: "an engine failed",
+    503: "something needed is not reachable",
+    504: "something needed did not answer in time",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text, "model": Problem, "content": {MEDIA_TYPE: {}}} for code, text in _ERRORS.items()
+}
+
+RefPath = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9-]*$", description="the id or name")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="items to a page")]
+Cursor = Annotated[str | None, Query(max_length=32, pattern=r"^[a-z0-9-]+$", description="`next` of the page before")]
+AllAccounts = Annotated[bool, Query(description="an administrator's: every account's")]
+NameFilter = Annotated[str | None, Query(max_length=63, pattern=r"^[a-z0-9-]+$", description="only this name")]
+RefFilter = Annotated[str | None, Query(max_length=63, pattern=r"^[a-z][a-z0-9-]*$", description="an id or a name")]
+
+
+# --- requests
+
+
+class NicAsk(Value):
+    """A nic for a VM: a new one in a subnet, or one that exists (`nic`)."""
+
+    subnet: Ref | None = None
+    ip: Ipv4 | None = None
+    security_groups: Annotated[list[Ref], Field(max_length=16)] | None = None
+    nic: Ref | None = None
+
+
+class VmAsk(Value):
+    image: Ref
+    cpus: Cpus = 1
+    memory_mib: MemoryMib = 256
+    disk_mib: DiskMib | None = Field(default=None, description="system disk; the image's size if not given")
+    nics: Annotated[list[NicAsk], Field(max_length=8)] = []
+    disks: Annotated[list[Ref], Field(max_length=16)] = []
+    keypairs: Annotated[list[Ref], Field(max_length=16)] = []
+    user_data: UserData = ""
+    node: Ref | None = None
+    placement_group: Ref | None = None
+    power: Literal["on", "off"] = "on"
+    restart_limit: Annotated[int, Field(ge=0, le=100)] = 5
+
+
+class VmCreate(Value):
+    name: Name
+    count: Annotated[int, Field(ge=1, le=100)] = 1
+    spec: VmAsk
+
+
+class Rename(Value):
+    name: Name
+
+
+class StopAsk(Value):
+    force: bool = False
+
+
+class RebuildAsk(Value):
+    image: Ref | None = None
+
+
+class ResizeAsk(Value):
+    cpus: Cpus | None = None
+    memory_mib: MemoryMib | None = None
+
+
+class DiskAsk(Value):
+    size_mib: DiskMib
+
+
+class DiskCreate(Value):
+    name: Name
+    spec: DiskAsk
+
+
+class AttachAsk(Value):
+    vm: Ref
+
+
+class NicCreateAsk(Value):
+    subnet: Ref
+    ip: Ipv4 | None = None
+    security_groups: Annotated[list[Ref], Field(max_length=16)] | None = None
+    vm: Ref | None = None
+
+
+class NicCreate(Value):
+    name: Name
+    spec: NicCreateAsk
+
+
+class NicPatchSpec(Value):
+    security_groups: Annotated[list[Ref], Field(max_length=16)]
+
+
+class NicPatch(Value):
+    name: Name | None = None
+    spec: NicPatchSpec | None = None
+
+
+class ImageCreate(Value):
+    name: Name
+    spec: ImageSpec
+
+
+class KeypairAsk(Value):
+    public_key: PublicKey
+
+
+class KeypairCreate(Value):
+    name: Name
+    spec: KeypairAsk
+
+
+class VpcAsk(Value):
+    vni: Vni | None = None
+
+
+class VpcCreate(Value):
+    name: Name
+    spec: VpcAsk = VpcAsk()
+
+
+class SubnetAsk(Value):
+    vpc: Ref
+    cidr: SubnetCidr
+
+
+class SubnetCreate(Value):
+    name: Name
+    spec: SubnetAsk
+
+
+class EmptySpec(Value):
+    pass
+
+
+class GroupCreate(Value):
+    name: Name
+    spec: EmptySpec = EmptySpec()
+
+
+class PlacementGroupAsk(Value):
+    policy: Literal["hard", "soft"] = "soft"
+
+
+class PlacementGroupCreate(Value):
+    name: Name
+    spec: PlacementGroupAsk = PlacementGroupAsk()
+
+
+class NodeAsk(Value):
+    cluster: Ref = "default"
+
+
+class NodeCreate(Value):
+    name: Name
+    spec: NodeAsk = NodeAsk()
+
+
+class ClusterAsk(Value):
+    architecture: Literal["x86_64", "aarch64"] = "x86_64"
+    cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
+
+
+class ClusterCreate(Value):
+    name: Name
+    spec: ClusterAsk = ClusterAsk()
+
+
+class ClusterPatchSpec(Value):
+    cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)]
+
+
+class ClusterPatch(Value):
+    name: Name | None = None
+    spec: ClusterPatchSpec | None = None
+
+
+class AccountAsk(Value):
+    admin: bool = False
+
+
+class AccountCreate(Value):
+    name: Name
+    spec: AccountAsk = AccountAsk()
+
+
+class TokenCreate(Value):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9._ -]+$")] = "token"
+    account: Ref | None = None
+    ttl_s: Annotated[float, Field(gt=0, le=10 * 365 * 86400)] | None = None
+
+
+class TraceAsk(Value):
+    """`from` and `to` are VMs or nics; `to` may be an IPv4 address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(alias="from")
+    to: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    protocol: Literal["tcp", "udp", "icmp"]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
