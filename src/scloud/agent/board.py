@@ -1,0 +1,53 @@
+"""What has become of desired objects, as last reported, and which of it the manager has not heard yet."""
+
+from __future__ import annotations
+
+import asyncio
+
+from scloud.model.observed import Observed
+
+
+class Board:
+    """`changed` is set whenever there is something new to tell."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, Observed] = {}
+        self._unsent: set[str] = set()
+        self._network_revision = 0
+        self.changed = asyncio.Event()
+
+    def put(self, item: Observed) -> None:
+        if self._items.get(item.key) != item:
+            self._items[item.key] = item
+            self._unsent.add(item.key)
+            self.changed.set()
+
+    def get(self, key: str) -> Observed | None:
+        return self._items.get(key)
+
+    def forget(self, key: str) -> None:
+        self._items.pop(key, None)
+        self._unsent.discard(key)
+
+    @property
+    def network_revision(self) -> int:
+        """Of the desired state whose network objects are all in the switch, in the numbering of this connection."""
+        return self._network_revision
+
+    @network_revision.setter
+    def network_revision(self, revision: int) -> None:
+        if revision != self._network_revision:
+            self._network_revision = revision
+            self.changed.set()
+
+    def everything(self) -> tuple[Observed, ...]:
+        """All items, for the first report of a connection; nothing is unsent then."""
+        self._unsent.clear()
+        self.changed.clear()
+        return tuple(self._items.values())
+
+    def news(self) -> tuple[Observed, ...]:
+        """What was put since it was last asked."""
+        keys, self._unsent = self._unsent, set()
+        self.changed.clear()
+        return tuple(self._items[key] for key in sorted(keys) if key in self._items)

@@ -1,0 +1,138 @@
+"""What the manager may ask of a node besides desired state: one method a question."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from scloud.agent.console import read_log
+from scloud.agent.deadlines import within
+from scloud.agent.figures import Figures
+from scloud.agent.journal import Journal
+from scloud.agent.network import Network
+from scloud.agent.streams import Streams
+from scloud.agent.vms import VmSettings
+from scloud.drivers.hypervisor.protocol import Hypervisor
+from scloud.drivers.netfunc.protocol import NetworkFunctions
+from scloud.drivers.storage.protocol import Storage
+from scloud.drivers.switch.protocol import Switch
+from scloud.flows.pipeline import PIPELINE_OWNER, cookie_of
+from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
+from scloud.model.observed import Inventory, VmFigures
+
+MAX_LOG = 4 * 1024 * 1024
+Params = dict[str, Any]
+
+
+class Calls:
+    """`answer` is a `session.CallHandler`."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        switch: Switch,
+        storage: Storage,
+        functions: NetworkFunctions,
+        journal: Journal,
+        network: Network,
+        figures: Figures,
+        streams: Streams,
+        settings: VmSettings,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._switch = switch
+        self._storage = storage
+        self._functions = functions
+        self._journal = journal
+        self._network = network
+        self._figures = figures
+        self._streams = streams
+        self._settings = settings
+        self._methods: dict[str, Callable[[Params], Awaitable[Any]]] = {
+            "ping": self._ping,
+            "inventory": self._inventory,
+            "figures": self._get_figures,
+            "console_log": self._console_log,
+            "trace": self._trace,
+            "open": self._open,
+        }
+
+    async def answer(self, method: str, params: Params) -> Any:
+        handler = self._methods.get(method)
+        if handler is None:
+            known = ", ".join(sorted(self._methods))
+            raise CloudError(ErrorKind.NOT_FOUND, f"this agent has no method '{method}'; it has {known}")
+        return await handler(params)
+
+    async def _ping(self, params: Params) -> Any:
+        return {}
+
+    async def _inventory(self, params: Params) -> Inventory:
+        """What exists here and bears one of our stamps, wanted or not."""
+        domains = await within("query", "listing the node's VMs", self._hypervisor.domains())
+        disks = await within("query", "listing the node's disks", self._storage.disks())
+        ports = await within("query", "listing the switch's ports", self._switch.ports())
+        vpcs = await within("query", "listing the VPCs' services", self._functions.vpcs())
+        cookies = await within("flows", "counting the switch's flows", self._switch.flow_owners())
+        keys = {*self._journal.desired, *self._journal.ofports, *(port.owner for port in ports)}
+        names = {cookie_of(key): key for key in keys}
+        owners = {names.get(cookie, f"unknown/{cookie:#x}") for cookie in cookies if cookie != _PIPELINE}
+        return Inventory(
+            domains=tuple(sorted(f"vm/{facts.vm}" for facts in domains)),
+            running=tuple(sorted(f"vm/{facts.vm}" for facts in domains if facts.running)),
+            disks=tuple(sorted(f"disk/{facts.disk}" for facts in disks)),
+            ports=tuple(sorted(port.owner for port in ports)),
+            namespaces=tuple(sorted(f"vpc/{vpc}" for vpc in vpcs)),
+            flow_owners=tuple(sorted(owners)),
+        )
+
+    async def _get_figures(self, params: Params) -> list[VmFigures] | VmFigures | None:
+        """Of one VM (None if it does not run), or of all."""
+        figures = await self._figures.vms()
+        if "vm" not in params:
+            return figures
+        vm = _text(params, "vm")
+        return next((item for item in figures if item.vm == vm), None)
+
+    async def _console_log(self, params: Params) -> str:
+        """The end of a VM's console log; what is not UTF-8 in it is replaced."""
+        vm = _text(params, "vm")
+        if f"vm/{vm}" not in self._journal.desired:
+            raise not_found("vm", vm)
+        limit = min(MAX_LOG, max(1, _number(params, "bytes", 65536)))
+        data = await asyncio.to_thread(read_log, self._settings.log_of(vm), limit)
+        return data.decode(errors="replace")
+
+    async def _trace(self, params: Params) -> str:
+        """The switch's own account of a packet that `port` sends, with these match fields."""
+        port = _text(params, "port")
+        number = self._network.ofport(f"port/{port}")
+        if number is None:
+            raise not_found("nic", port)
+        fields = params.get("fields")
+        if not isinstance(fields, dict) or not all(isinstance(value, str | int) for value in fields.values()):
+            raise invalid("fields", "must map match fields to values")
+        return await within("query", "tracing a packet", self._switch.trace({"in_port": number, **fields}))
+
+    async def _open(self, params: Params) -> Any:
+        port = _number(params, "port", 0)
+        await self._streams.open(_text(params, "stream"), _text(params, "kind"), _text(params, "vm"), port or None)
+        return {}
+
+
+_PIPELINE = cookie_of(PIPELINE_OWNER)
+
+
+def _text(params: Params, name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise invalid(name, "must be given")
+    return value
+
+
+def _number(params: Params, name: str, default: int) -> int:
+    value = params.get(name, default)
+    if not isinstance(value, int):
+        raise invalid(name, "must be a number")
+    return value

@@ -1,0 +1,137 @@
+"""The node agent, put together. Everything it touches is given to it, so that a simulator can run it with fakes and
+virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from scloud.agent.board import Board
+from scloud.agent.calls import Calls
+from scloud.agent.console import Consoles
+from scloud.agent.disks import Images
+from scloud.agent.figures import Figures
+from scloud.agent.journal import Journal
+from scloud.agent.metadata import Metadata
+from scloud.agent.network import NetworkSettings
+from scloud.agent.reconciler import Reconciler
+from scloud.agent.session import Session
+from scloud.agent.streams import Streams
+from scloud.agent.vms import Seeds, VmSettings
+from scloud.drivers.hypervisor.protocol import Hypervisor
+from scloud.drivers.netfunc.protocol import NetworkFunctions
+from scloud.drivers.storage.protocol import Storage
+from scloud.drivers.switch.protocol import Switch
+from scloud.link.channel import Dialer
+from scloud.model.observed import NodeFacts, NodeLoad
+
+log = logging.getLogger(__name__)
+
+SURVEY_S = 5.0
+"""How long the first comparison of the node with the journal may hold up the first connection."""
+LOAD_EVERY_S = 2.0
+
+
+class LoadSource(Protocol):
+    def sample(self) -> NodeLoad:
+        """The load now; OSError if it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drivers:
+    hypervisor: Hypervisor
+    switch: Switch
+    storage: Storage
+    functions: NetworkFunctions
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an agent needs besides drivers. `wall` is seconds since 1970, for people and figures only.
+
+    `serve_metadata` needs an event loop that has sockets.
+    """
+
+    dial: Dialer
+    journal: Journal
+    images: Images
+    seeds: Seeds
+    facts: Callable[[], Awaitable[NodeFacts]]
+    load: LoadSource
+    wall: Callable[[], float]
+    network: NetworkSettings
+    vms: VmSettings
+    serve_metadata: bool = True
+
+
+class Daemon:
+    """`run` until cancelled. Cancelling leaves VMs, flows and services running; the next agent finds them."""
+
+    def __init__(self, drivers: Drivers, around: Surroundings) -> None:
+        self._around = around
+        self._drivers = drivers
+        self._load = NodeLoad()
+        self.board = Board()
+        self.reconciler = Reconciler(
+            drivers.hypervisor,
+            drivers.switch,
+            drivers.storage,
+            drivers.functions,
+            around.journal,
+            self.board,
+            around.images,
+            around.seeds,
+            around.network,
+            around.vms,
+        )
+        self._metadata = Metadata(drivers.functions, around.journal) if around.serve_metadata else None
+        self.reconciler.network.services.listener = self._metadata
+        self._streams = Streams(around.dial, drivers.functions, around.journal, Consoles(), around.vms)
+
+    async def run(self) -> None:
+        """Survey the node, make it as the journal says, and serve the manager."""
+        around, drivers = self._around, self._drivers
+        loop = asyncio.get_running_loop()
+        calls = Calls(
+            *(drivers.hypervisor, drivers.switch, drivers.storage, drivers.functions),
+            around.journal,
+            self.reconciler.network,
+            Figures(drivers.hypervisor, around.wall, loop.time),
+            self._streams,
+            around.vms,
+        )
+        session = Session(
+            around.network.node,
+            around.dial,
+            around.facts,
+            lambda: self._load,
+            around.journal,
+            self.board,
+            self.reconciler,
+            calls.answer,
+        )
+        self.reconciler.start()
+        sampling = loop.create_task(self._sample(), name="load")
+        try:
+            await self.reconciler.surveyed(SURVEY_S)
+            log.info("surveyed: %d objects are desired", len(around.journal.desired))
+            await session.run()
+        finally:
+            sampling.cancel()
+            await asyncio.gather(sampling, return_exceptions=True)
+            await self.reconciler.stop()
+            await self._streams.close()
+            if self._metadata is not None:
+                await self._metadata.close()
+
+    async def _sample(self) -> None:
+        while True:
+            try:
+                self._load = self._around.load.sample()
+            except OSError as error:
+                log.warning("the node's load cannot be read: %s", error)
+            await asyncio.sleep(LOAD_EVERY_S)

@@ -1,0 +1,190 @@
+"""Makes the node as its journal says: disks, network and VMs, each object by itself, for as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from scloud.agent.board import Board
+from scloud.agent.deadlines import within
+from scloud.agent.disks import Disks, Images
+from scloud.agent.journal import AnyDesired, Journal
+from scloud.agent.network import Network, NetworkSettings
+from scloud.agent.usage import Usage
+from scloud.agent.vms import Seeds, Vms, VmSettings
+from scloud.agent.work import Workers
+from scloud.drivers.hypervisor.protocol import Hypervisor
+from scloud.drivers.netfunc.protocol import NetworkFunctions
+from scloud.drivers.storage.protocol import Storage
+from scloud.drivers.switch.protocol import Switch
+from scloud.model.desired import DesiredPort, DesiredVm, key_of
+from scloud.model.errors import CloudError
+from scloud.model.wire import Desired
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 15.0
+"""How often everything is listed, in case an event was missed."""
+EVENTS_AGAIN_S = 1.0
+
+
+class Reconciler:
+    """One for each agent: `start` it, `take` desired state, `stop` it. Stopping changes nothing on the node."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        switch: Switch,
+        storage: Storage,
+        functions: NetworkFunctions,
+        journal: Journal,
+        board: Board,
+        images: Images,
+        seeds: Seeds,
+        network: NetworkSettings,
+        vms: VmSettings,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._journal = journal
+        self._board = board
+        self.usage = Usage()
+        self.disks = Disks(storage, journal, board, self.usage, images, self._wake)
+        self.network = Network(switch, functions, journal, board, self.usage, network, self._wake)
+        self.vms = Vms(
+            *(hypervisor, storage, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake)
+        )
+        self._sweeps = Workers(self._sweep)
+        self._events: asyncio.Task[None] | None = None
+        self._seen: dict[str, asyncio.Event] = {"domains": asyncio.Event(), "switch": asyncio.Event()}
+
+    def start(self) -> None:
+        """Begin. What already runs is found, not started again."""
+        self._events = asyncio.get_running_loop().create_task(self._watch(), name="hypervisor events")
+        for sweep in self._seen:
+            self._sweeps.wake(sweep)
+
+    async def surveyed(self, timeout_s: float) -> None:
+        """Return once what runs is known and was compared with what is desired, or after so many seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for event in self._seen.values():
+                    await event.wait()
+                while any(pool.busy() for pool in (self.disks.workers, self.network.workers, self.vms.workers)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning("the node could not be surveyed within %g s; going on meanwhile", timeout_s)
+
+    async def stop(self) -> None:
+        """End all tasks; VMs, flows and services stay as they are."""
+        if self._events is not None:
+            self._events.cancel()
+            await asyncio.gather(self._events, return_exceptions=True)
+        for pool in (self._sweeps, self.vms.workers, self.disks.workers, self.network.workers):
+            await pool.stop()
+
+    async def take(self, message: Desired) -> None:
+        """Journal what the manager says, then act on it. `CloudError` when the journal cannot be written."""
+        touched = [*(key_of(item) for item in message.set), *message.drop]
+        before = {key: self._journal.desired.get(key) for key in touched}
+        await self._journal.apply(message.set, message.drop)
+        for key in touched:
+            self._desired_changed(key, before[key], self._journal.desired.get(key))
+        self.network.set_target(message.revision)
+        if message.full:
+            self._sweeps.wake("strangers", urgent=True)
+
+    def new_connection(self) -> None:
+        """Revisions are counted anew."""
+        self.network.set_target(0)
+
+    def engine_started(self, engine: str) -> None:
+        """One of the node's engines is another process now: what it forgot is given to it at once."""
+        if engine in ("ovs-vswitchd", "ovsdb-server"):
+            self.network.switch_restarted()
+            self._sweeps.wake("switch", urgent=True)
+
+    def _desired_changed(self, key: str, old: AnyDesired | None, new: AnyDesired | None) -> None:
+        kind, _, id = key.partition("/")
+        if new is None:
+            self._board.forget(key)
+        if kind == "vm":
+            self.vms.workers.wake(key, urgent=True)
+            for item in (old, new):
+                if isinstance(item, DesiredVm):
+                    self._wake([f"disk/{disk.id}" for disk in item.disks])
+                    self._wake([f"port/{nic}" for nic in item.nics])
+        elif kind == "disk":
+            self.disks.workers.wake(key, urgent=True)
+        else:
+            if kind == "vpc" and new is None:
+                self.network.services.dropped(id)
+            vpcs = {item.vpc for item in (old, new) if isinstance(item, DesiredPort)}
+            self.network.desired_changed(key, sorted(vpcs))
+            if isinstance(new, DesiredPort) and new.vm is not None:
+                self._wake([f"vm/{new.vm}"])
+
+    def _wake(self, keys: Iterable[str]) -> None:
+        """Look again at these objects, where they are desired here."""
+        for key in keys:
+            if key not in self._journal.desired:
+                continue
+            if key.startswith("vm/"):
+                self.vms.workers.wake(key)
+            elif key.startswith("disk/"):
+                self.disks.workers.wake(key)
+            else:
+                self.network.usage_changed([key.partition("/")[2]])
+
+    # --- looking at everything
+
+    async def _sweep(self, what: str) -> float | None:
+        try:
+            if what == "domains":
+                await self._list_domains()
+            elif what == "switch":
+                first = not self._seen["switch"].is_set()
+                await self.network.list_switch()
+                if first:
+                    self.network.look_at_all()
+            else:
+                for vpc in await self.network.services.strangers():
+                    self.network.services.dropped(vpc)
+                    self.network.workers.wake(f"vpc/{vpc}", urgent=True)
+                return None
+        finally:
+            if what in self._seen:
+                self._seen[what].set()
+        return self._sweeps.now() + SWEEP_EVERY_S
+
+    async def _list_domains(self) -> None:
+        first = not self.usage.known
+        mark = self.usage.mark()
+        domains = await within("query", "listing the node's VMs", self._hypervisor.domains())
+        busy = [key for key in self._journal.desired if key.startswith("vm/") and self.vms.workers.working(key)]
+        changed = self.usage.saw_all(domains, mark, (key.partition("/")[2] for key in busy))
+        if first:
+            self._wake(key for key in self._journal.desired if key.startswith(("vm/", "disk/")))
+            self.network.look_at_all()
+        else:
+            self._wake(f"vm/{vm}" for vm in changed)
+
+    async def _watch(self) -> None:
+        """Follow the hypervisor's events."""
+        while True:
+            try:
+                async for event in self._hypervisor.events():
+                    if event.vm is not None:
+                        key = f"vm/{event.vm}"
+                        if key in self._journal.desired:
+                            self.vms.workers.wake(key, urgent=True)
+                        else:
+                            self._sweeps.wake("domains")
+                    elif event.kind == "reconnected":
+                        self._sweeps.wake("domains", urgent=True)
+                        for key in self._journal.desired:
+                            if key.startswith("vm/"):
+                                self.vms.workers.wake(key, urgent=True)
+            except (CloudError, OSError) as error:
+                log.warning("the hypervisor's events broke off: %s", error)
+            await asyncio.sleep(EVENTS_AGAIN_S)

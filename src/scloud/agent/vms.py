@@ -1,0 +1,288 @@
+"""VMs: each worked on by its own task, step by step as `reconcile.vm` plans, with fresh facts before every step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scloud.agent.board import Board
+from scloud.agent.deadlines import within
+from scloud.agent.disks import FAILED_AFTER, Disks
+from scloud.agent.journal import Journal
+from scloud.agent.network import Network
+from scloud.agent.usage import Usage
+from scloud.agent.work import Slots, Workers
+from scloud.drivers.hypervisor.protocol import DiskSource, DomainFacts, DomainSpec, Hypervisor, NicDevice
+from scloud.drivers.storage.protocol import Storage
+from scloud.model.desired import DesiredPort, DesiredVm
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.reconcile import vm as plans
+from scloud.reconcile.vm import DiskView, DomainView, Plan, Situation, Step, vm_plan
+
+log = logging.getLogger(__name__)
+
+PARALLEL_STARTS = 4
+GROWTH = 4
+"""A running guest can be given so many times the CPUs and memory that it was started with."""
+MAX_CPUS = 255
+
+
+class Seeds(Protocol):
+    """The NoCloud disk of each VM."""
+
+    async def build(self, vm: DesiredVm, ports: Sequence[DesiredPort]) -> Path:
+        """Write it anew, as it is to be at this start. `CloudError`, OSError."""
+        ...
+
+    async def remove(self, vm: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VmSettings:
+    """`boot_id` is the host's; `logs` and `sockets` are the folders of console logs and sockets."""
+
+    boot_id: str
+    logs: Path
+    sockets: Path
+    mtu: int
+    offload: bool
+
+    def log_of(self, vm: str) -> Path:
+        return self.logs / f"{vm}.log"
+
+    def socket_of(self, vm: str) -> Path:
+        return self.sockets / f"{vm}.sock"
+
+
+class Vms:
+    """Handles keys `vm/ID`. `changed` is called with the keys of disks and ports whose use has changed."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        storage: Storage,
+        journal: Journal,
+        board: Board,
+        usage: Usage,
+        disks: Disks,
+        network: Network,
+        seeds: Seeds,
+        settings: VmSettings,
+        changed: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._storage = storage
+        self._journal = journal
+        self._board = board
+        self._usage = usage
+        self._disks = disks
+        self._network = network
+        self._seeds = seeds
+        self._settings = settings
+        self._changed = changed
+        self._starts = Slots(PARALLEL_STARTS)
+        self._uncertain: set[str] = set()
+        """VMs whose start did not answer in time: it may still be under way inside the hypervisor."""
+        self.workers = Workers(self._handle)
+
+    async def _handle(self, key: str) -> float | None:
+        vm = key.partition("/")[2]
+        failed: dict[plans.Action, CloudError | OSError] = {}
+        while True:
+            desired = self._journal.desired.get(key)
+            if not isinstance(desired, DesiredVm):
+                self.workers.forget(key)
+                return None
+            if vm in self._uncertain:
+                await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
+                self._uncertain.discard(vm)
+            facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
+            self._saw(desired, facts)
+            at = await self._situation(desired, facts)
+            plan = vm_plan(at)
+            if self._journal.desired.get(key) is not desired:
+                continue
+            await self._journal.remember(vm, plan.memory)
+            step = next((step for step in plan.steps if step.action not in failed), None)
+            if step is None:
+                if failed:
+                    error = next(iter(failed.values()))
+                    self._report_failure(desired, plan, error)
+                    raise error
+                if plan.observed.state == "absent":
+                    await self._clean_up(vm)
+                self._board.put(plan.observed)
+                return plan.wake_at
+            if self.workers.failures(key) < FAILED_AFTER:
+                self._board.put(plan.observed)
+            try:
+                await self._carry_out(desired, step)
+            except (CloudError, OSError) as error:
+                log.warning("%s: %s: %s", vm, type(step.action).__name__, error)
+                failed[step.action] = error
+
+    def _saw(self, desired: DesiredVm, facts: DomainFacts | None) -> None:
+        before = self._usage.of(desired.id)
+        self._usage.saw(desired.id, facts)
+        if before != self._usage.of(desired.id):
+            self._touch(desired, [*before.disks, *(facts.disks if facts else ())], before.nics)
+
+    def _touch(self, desired: DesiredVm, disks: Iterable[str] = (), nics: Iterable[str] = ()) -> None:
+        """The VM's disks and nics may be settled now, or free."""
+        keys = [f"disk/{disk}" for disk in (*disks, *(disk.id for disk in desired.disks))]
+        keys += [f"port/{nic}" for nic in (*nics, *desired.nics)]
+        self._changed(dict.fromkeys(keys))
+
+    async def _situation(self, desired: DesiredVm, facts: DomainFacts | None) -> Situation:
+        domain = None
+        if facts is not None:
+            domain = DomainView(
+                running=facts.running,
+                cpus=facts.cpus,
+                memory_mib=facts.memory_mib,
+                paused=facts.paused,
+                off_reason=facts.off_reason,
+                disks=facts.disks,
+                nics=facts.nics,
+            )
+        disks = {}
+        if desired.power == "on":
+            disks = {disk.id: await self._disk_view(desired, disk.id) for disk in desired.disks}
+        return Situation(
+            desired=desired,
+            domain=domain,
+            disks=disks,
+            nics={nic: self._network.nic_view(nic) for nic in desired.nics},
+            memory=self._journal.memory(desired.id),
+            now=self.workers.now(),
+            boot_id=self._settings.boot_id,
+            log=f"`scloud vm log {desired.name}`",
+        )
+
+    async def _disk_view(self, desired: DesiredVm, disk: str) -> DiskView:
+        other = self._usage.disk_open_by(disk)
+        if other not in (None, desired.id):
+            return DiskView("missing", reason=f"{other} still has it")
+        return await self._disks.view(disk)
+
+    def _report_failure(self, desired: DesiredVm, plan: Plan, error: CloudError | OSError) -> None:
+        final = self.workers.failures(f"vm/{desired.id}") + 1 >= FAILED_AFTER
+        update: dict[str, object] = {"settled": False, "reason": str(error)}
+        if plan.observed.state != "running":
+            # a running VM with a failing change is still a running VM; what waits for the change has its deadline
+            update = {"settled": final, "reason": str(error), "state": "error" if final else "working"}
+        self._board.put(plan.observed.model_copy(update=update))
+
+    async def _carry_out(self, desired: DesiredVm, step: Step) -> None:
+        vm = desired.id
+        await self._journal.remember(vm, step.before)
+        match step.action:
+            case plans.Start():
+                done = await self._start(desired)
+            case plans.AttachDisk(disk):
+                done = await self._attach_disk(desired, disk)
+            case plans.AttachNic(nic):
+                self._usage.about_to(vm, nics=[nic])
+                attaching = self._hypervisor.attach_nic(vm, self._device(nic))
+                await within("plug", f"attaching nic {nic} to {vm}", attaching)
+                done = True
+            case plans.SetCpus(cpus):
+                taken = await within("plug", f"giving {vm} {cpus} CPUs", self._hypervisor.set_cpus(vm, cpus))
+                await self._journal.remember(vm, step.after if taken or step.refused is None else step.refused)
+                return
+            case plans.SetMemory(size):
+                taken = await within("plug", f"giving {vm} {size} MiB", self._hypervisor.set_memory(vm, size))
+                await self._journal.remember(vm, step.after if taken or step.refused is None else step.refused)
+                return
+            case action:
+                await self._simple(vm, action)
+                done = True
+        if done:
+            await self._journal.remember(vm, step.after)
+            self._touch(desired)
+
+    async def _simple(self, vm: str, action: plans.Action) -> None:
+        match action:
+            case plans.Shutdown():
+                await within("power", f"asking {vm} to shut down", self._hypervisor.shutdown(vm))
+            case plans.Destroy():
+                await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
+            case plans.Undefine():
+                await within("power", f"forgetting {vm}", self._hypervisor.undefine(vm))
+            case plans.Reboot():
+                await within("power", f"rebooting {vm}", self._hypervisor.reboot(vm))
+            case plans.DetachDisk(disk):
+                await within("plug", f"detaching disk {disk} from {vm}", self._hypervisor.detach_disk(vm, disk))
+            case plans.GrowDisk(disk, size):
+                growing = self._hypervisor.grow_disk(vm, disk, size)
+                await within("plug", f"telling {vm} that disk {disk} has {size} MiB", growing)
+            case plans.DetachNic(nic):
+                await within("plug", f"detaching nic {nic} from {vm}", self._hypervisor.detach_nic(vm, nic))
+
+    def _current(self, desired: DesiredVm) -> bool:
+        return self._journal.desired.get(f"vm/{desired.id}") is desired
+
+    async def _source(self, disk: str) -> DiskSource:
+        return DiskSource(disk=disk, path=await within("query", f"locating disk {disk}", self._storage.locate(disk)))
+
+    def _device(self, nic: str) -> NicDevice:
+        port = self._journal.desired[f"port/{nic}"]
+        assert isinstance(port, DesiredPort)
+        tap = self._network.tap(nic)
+        return NicDevice(nic=nic, tap=tap, mac=port.mac, mtu=self._settings.mtu, offload=self._settings.offload)
+
+    async def _start(self, desired: DesiredVm) -> bool:
+        """False if something has changed since it was planned."""
+        vm = desired.id
+        disks = [disk.id for disk in sorted(desired.disks, key=lambda disk: not disk.system)]
+        async with self._disks.hold(disks), self._starts.hold():
+            for disk in disks:
+                if (await self._disk_view(desired, disk)).state != "ready":
+                    return False
+            sources = [await self._source(disk) for disk in disks]
+            ports = [self._journal.desired.get(f"port/{nic}") for nic in desired.nics]
+            here = [port for port in ports if isinstance(port, DesiredPort)]
+            seed = await within("disk", f"writing the NoCloud disk of {vm}", self._seeds.build(desired, here))
+            sources.append(DiskSource(disk=vm + plans.SEED_SUFFIX, path=seed, read_only=True))
+            if not self._current(desired) or not all(self._network.nic_view(nic).ready for nic in desired.nics):
+                return False
+            spec = DomainSpec(
+                vm=vm,
+                name=desired.name,
+                cpus=desired.cpus,
+                max_cpus=max(desired.cpus, min(MAX_CPUS, GROWTH * desired.cpus)),
+                memory_mib=desired.memory_mib,
+                max_memory_mib=GROWTH * desired.memory_mib,
+                disks=tuple(sources),
+                nics=tuple(self._device(nic) for nic in desired.nics),
+                console_log=self._settings.log_of(vm),
+                console_socket=self._settings.socket_of(vm),
+            )
+            self._usage.about_to(vm, disks, desired.nics)
+            self._uncertain.add(vm)
+            try:
+                await within("start", f"starting {vm}", self._hypervisor.start(spec))
+            except CloudError as error:
+                if error.kind != ErrorKind.TIMED_OUT:
+                    self._uncertain.discard(vm)
+                raise
+            self._uncertain.discard(vm)
+        return True
+
+    async def _attach_disk(self, desired: DesiredVm, disk: str) -> bool:
+        async with self._disks.hold([disk]):
+            if (await self._disk_view(desired, disk)).state != "ready" or not self._current(desired):
+                return False
+            source = await self._source(disk)
+            self._usage.about_to(desired.id, disks=[disk])
+            attaching = self._hypervisor.attach_disk(desired.id, source)
+            await within("plug", f"attaching disk {disk} to {desired.id}", attaching)
+        return True
+
+    async def _clean_up(self, vm: str) -> None:
+        """Remove what the VM leaves beside its disks."""
+        await within("delete", f"removing the NoCloud disk of {vm}", self._seeds.remove(vm))
+        self._settings.log_of(vm).unlink(missing_ok=True)
