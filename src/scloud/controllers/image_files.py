@@ -91,7 +91,7 @@ class ImageFiles:
             await asyncio.to_thread(_sync_path, made)
             made.rename(self.path(image))
             size = self.path(image).stat()
-            return ImportedImage(sha256=sha256, size_mib=size.st_size // MIB, file_mib=-(-size.st_blocks * 512 // MIB))
+            return ImportedImage(sha256=digest, size_mib=size.st_size // MIB, file_mib=-(-size.st_blocks * 512 // MIB))
         except OSError as error:
             raise CloudError(ErrorKind.ENGINE, f"the image cannot be stored: {error.strerror or error}") from error
         finally:

@@ -88,6 +88,7 @@ class Store:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._read_connection: Connection | None = None
 
     # --- writing
 
@@ -184,12 +185,24 @@ class Store:
         hold up the event loop, so it runs in a thread.
         """
         if self._sqlite:
-            return self.read_now(fn)
+            return self._read_here(fn)
         return await asyncio.to_thread(self.read_now, fn)
 
     def read_now(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` on the last committed state, on this thread."""
         with self.reader.connect() as conn:
             return fn(Tx(conn, self.clock(), self.rng))
+
+    def _read_here(self, fn: Callable[[Tx], T]) -> T:
+        """The event loop's own connection, kept: taking one from the pool costs more than a small query."""
+        if self._memory:
+            return self.read_now(fn)
+        if self._read_connection is None:
+            self._read_connection = self.reader.connect()
+        try:
+            return fn(Tx(self._read_connection, self.clock(), self.rng))
+        finally:
+            self._read_connection.rollback()
 
     def close(self) -> None:
         """Let waiting writes finish, then end."""
@@ -197,6 +210,9 @@ class Store:
             self._queue.put(None)
             self._thread.join(timeout=30)
             self._thread = None
+        if self._read_connection is not None:
+            self._read_connection.close()
+            self._read_connection = None
         self.engine.dispose()
         self.reader.dispose()
 
