@@ -1,7 +1,7 @@
 """Looks at disk images that nobody vouches for.
 
-The header is read here, byte by byte, before any tool opens the file: a qcow2 file can name other files (a backing file,
-a data file) which a tool would open and mix into the disk. The format is the one the user states and is never guessed.
+The header is read here, byte by byte, before any tool opens the file: a qcow2 file can name other files (a backing
+file, a data file) which a tool would open and mix into the disk. The format is the one the user states, never guessed.
 """
 
 from __future__ import annotations
