@@ -70,8 +70,9 @@ class Reconciler:
             async with asyncio.timeout(timeout_s):
                 for event in self._seen.values():
                     await event.wait()
-                while any(pool.busy() for pool in (self.disks.workers, self.network.workers, self.vms.workers)):
-                    await asyncio.sleep(0.02)
+                for pool in (self.network.workers, self.disks.workers, self.vms.workers):
+                    if tasks := pool.tasks():
+                        await asyncio.wait(tasks)
         except TimeoutError:
             log.warning("the node could not be surveyed within %g s; going on meanwhile", timeout_s)
 

@@ -80,9 +80,9 @@ class Workers:
             if job.task is None:
                 del self._jobs[key]
 
-    def busy(self) -> bool:
-        """Whether any key is being worked on."""
-        return any(job.task is not None for job in self._jobs.values())
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What is being worked on now."""
+        return [job.task for job in self._jobs.values() if job.task is not None]
 
     async def stop(self) -> None:
         """Cancel everything and wait for it."""
