@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, text, update
 
 from scloud.model.kinds import EVENT_PREFIX, OPERATION_PREFIX
 from scloud.store.database import Tx
@@ -66,6 +66,21 @@ class Operation:
         }
 
 
+_OPEN_FOR = (
+    select(operation)
+    .where(operation.c.resource_id == bindparam("resource_id"), operation.c.state.in_(OPEN))
+    .order_by(operation.c.id)
+)
+_BY_ID = select(operation).where(operation.c.id == bindparam("id"))
+_INSERT = insert(operation)
+_INSERT_EVENT = insert(event)
+_END = (
+    update(operation)
+    .where(operation.c.id == bindparam("which"), operation.c.state.in_(OPEN))
+    .values({name: bindparam(name) for name in ("state", "message", "error", "finished_at", "progress")})
+)
+
+
 def _row(row: Row[Any]) -> Operation:
     return Operation(*tuple(row))
 
@@ -89,7 +104,7 @@ def begin(tx: Tx, action: str, row: Resource, *, seconds: float, account: str | 
         finished_at=None,
         deadline_at=tx.now + seconds,
     )
-    tx.conn.execute(insert(operation), [{name: getattr(made, name) for name in Operation.__slots__}])
+    tx.conn.execute(_INSERT, [{name: getattr(made, name) for name in Operation.__slots__}])
     tx.touch(f"operation/{made.id}")
     return made
 
@@ -104,7 +119,7 @@ def end(tx: Tx, op: Operation, state: OperationState, message: str, *, code: str
         "finished_at": tx.now,
         "progress": 100 if state is OperationState.DONE else op.progress,
     }
-    tx.conn.execute(update(operation).where(operation.c.id == op.id, operation.c.state.in_(OPEN)).values(**values))
+    tx.conn.execute(_END, {**values, "which": op.id})
     tx.touch(f"operation/{op.id}")
     return Operation(**{**{name: getattr(op, name) for name in Operation.__slots__}, **values})
 
@@ -119,16 +134,14 @@ def progress(tx: Tx, op_id: str, percent: int, message: str) -> None:
 
 
 def get(tx: Tx, id: str, account: str | None) -> Operation | None:
-    query = select(operation).where(operation.c.id == id)
-    if account is not None:
-        query = query.where(operation.c.account == account)
-    row = tx.conn.execute(query).first()
-    return _row(row) if row else None
+    row = tx.conn.execute(_BY_ID, {"id": id}).first()
+    if row is None or (account is not None and row.account != account):
+        return None
+    return _row(row)
 
 
 def open_for(tx: Tx, resource_id: str) -> list[Operation]:
-    query = select(operation).where(operation.c.resource_id == resource_id, operation.c.state.in_(OPEN))
-    return [_row(row) for row in tx.conn.execute(query.order_by(operation.c.id))]
+    return [_row(row) for row in tx.conn.execute(_OPEN_FOR, {"resource_id": resource_id})]
 
 
 def all_open(tx: Tx) -> list[Operation]:
@@ -177,7 +190,7 @@ def record(tx: Tx, row: Resource, level: str, message: str) -> None:
     """Something worth telling the owner of a resource. Levels: info, warning, error."""
     id = tx.new_id(EVENT_PREFIX)
     tx.conn.execute(
-        insert(event),
+        _INSERT_EVENT,
         [
             {
                 "id": id,
@@ -242,6 +255,12 @@ def forget_old(tx: Tx, *, events_before: float, operations_before: float) -> Non
 # --- work items
 
 
+_ENQUEUE = text(
+    "INSERT INTO work (key, due_at, attempts, version) VALUES (:key, :due_at, 0, 1) "
+    "ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at, attempts = 0, version = work.version + 1"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     key: str
@@ -252,13 +271,7 @@ class WorkItem:
 
 def enqueue(tx: Tx, key: str, *, delay: float = 0.0) -> None:
     """Ask a controller to look at `kind/id`; an item that is there becomes due again at once."""
-    row = tx.conn.execute(select(work.c.version).where(work.c.key == key)).first()
-    if row is None:
-        tx.conn.execute(insert(work), [{"key": key, "due_at": tx.now + delay, "attempts": 0, "version": 1}])
-    else:
-        tx.conn.execute(
-            update(work).where(work.c.key == key).values(due_at=tx.now + delay, attempts=0, version=row.version + 1)
-        )
+    tx.conn.execute(_ENQUEUE, {"key": key, "due_at": tx.now + delay})
     tx.touch(f"work/{key}")
 
 

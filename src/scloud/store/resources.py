@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Final, Literal, TypeVar
 
 import orjson
-from sqlalchemy import Row, and_, delete, insert, select, update
+from sqlalchemy import Row, Update, bindparam, delete, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from scloud.model.base import Value
@@ -28,6 +29,17 @@ class _Keep(Enum):
 
 KEEP: Final = _Keep.KEEP
 """Leave a column as it is, where None means something."""
+# Built once: building an expression costs more than running it. The same text serves SQLite and PostgreSQL.
+_BY_ID = select(resource).where(resource.c.id == bindparam("id"))
+_LIVE = select(resource).where(resource.c.kind == bindparam("kind"), resource.c.gone.is_(False))
+_LIVE_BY_ID = _LIVE.where(resource.c.id == bindparam("ref"))
+_LIVE_BY_ID_OF = _LIVE_BY_ID.where(resource.c.account == bindparam("account"))
+_LIVE_BY_NAME_OF = _LIVE.where(resource.c.account == bindparam("account"), resource.c.name == bindparam("ref"))
+_INSERT = insert(resource)
+_REFER = text("INSERT INTO reference (source, target, role) VALUES (:source, :target, :role) ON CONFLICT DO NOTHING")
+_CLAIM = text("INSERT INTO claim (scope, value, owner) VALUES (:scope, :value, :owner) ON CONFLICT DO NOTHING")
+_CLAIM_OWNER = text("SELECT owner FROM claim WHERE scope = :scope AND value = :value")
+
 SYSTEM = ""
 """The account of what belongs to the administrator."""
 
@@ -89,7 +101,7 @@ def dump(value: Value) -> str:
 
 def find(tx: Tx, id: str, *, gone: bool = False) -> Resource | None:
     """By id alone, whoever owns it; tombstones only when asked for."""
-    row = tx.conn.execute(select(resource).where(resource.c.id == id)).first()
+    row = tx.conn.execute(_BY_ID, {"id": id}).first()
     if row is None or (row.gone and not gone):
         return None
     return _row(row)
@@ -100,14 +112,13 @@ def get(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource:
 
     Raises NOT_FOUND, the same for what is not there and what is another's.
     """
-    query = select(resource).where(resource.c.kind == kind, resource.c.gone.is_(False))
-    if is_id(ref):
-        query = query.where(resource.c.id == ref)
-        if account is not None:
-            query = query.where(resource.c.account == account)
+    given = {"kind": kind.value, "ref": ref}
+    if not is_id(ref):
+        row = tx.conn.execute(_LIVE_BY_NAME_OF, {**given, "account": account or SYSTEM}).first()
+    elif account is None:
+        row = tx.conn.execute(_LIVE_BY_ID, given).first()
     else:
-        query = query.where(resource.c.account == (account or SYSTEM), resource.c.name == ref)
-    row = tx.conn.execute(query).first()
+        row = tx.conn.execute(_LIVE_BY_ID_OF, {**given, "account": account}).first()
     if row is None:
         raise not_found(kind, ref)
     return _row(row)
@@ -207,7 +218,7 @@ def create(
         gone=False,
     )
     try:
-        tx.conn.execute(insert(resource), [_columns(made)])
+        tx.conn.execute(_INSERT, [_columns(made)])
     except IntegrityError as error:
         raise CloudError(
             ErrorKind.CONFLICT, f"there is already a {kind} named '{name}' in this account; choose another name"
@@ -251,13 +262,20 @@ def save(
     if gone is not None:
         values["gone"] = gone
     try:
-        tx.conn.execute(update(resource).where(resource.c.id == row.id).values(**values))
+        tx.conn.execute(_update_of(tuple(values)), {**values, "which": row.id})
     except IntegrityError as error:
         raise CloudError(
             ErrorKind.CONFLICT, f"there is already a {row.kind} named '{name}' in this account; choose another name"
         ) from error
     tx.touch(row.key)
     return Resource(**{**_columns(row), **values})
+
+
+@cache
+def _update_of(columns: tuple[str, ...]) -> Update:
+    return (
+        update(resource).where(resource.c.id == bindparam("which")).values({name: bindparam(name) for name in columns})
+    )
 
 
 def remove(tx: Tx, row: Resource) -> None:
@@ -273,13 +291,14 @@ def remove(tx: Tx, row: Resource) -> None:
 
 def refer(tx: Tx, source: str, target: str, role: str) -> None:
     """Note that `source` uses `target`; noting it twice is the same as once."""
-    exists = tx.conn.execute(
-        select(reference.c.source).where(
-            and_(reference.c.source == source, reference.c.target == target, reference.c.role == role)
-        )
-    ).first()
-    if exists is None:
-        tx.conn.execute(insert(reference), [{"source": source, "target": target, "role": role}])
+    refer_all(tx, [(source, target, role)])
+
+
+def refer_all(tx: Tx, uses: Iterable[tuple[str, str, str]]) -> None:
+    """Several of (source, target, role) at once."""
+    rows = [{"source": source, "target": target, "role": role} for source, target, role in uses]
+    if rows:
+        tx.conn.execute(_REFER, rows)
 
 
 def unrefer(tx: Tx, source: str, target: str | None = None, role: str | None = None) -> None:
@@ -329,11 +348,10 @@ def refuse_if_used(tx: Tx, row: Resource, *, ignore: Sequence[str] = ()) -> None
 
 def claim_value(tx: Tx, scope: str, value: str, owner: str) -> bool:
     """Take a value nobody else has; False if somebody does."""
-    taken = tx.conn.execute(select(claim.c.owner).where(and_(claim.c.scope == scope, claim.c.value == value))).first()
-    if taken is not None:
-        return bool(taken.owner == owner)
-    tx.conn.execute(insert(claim), [{"scope": scope, "value": value, "owner": owner}])
-    return True
+    given = {"scope": scope, "value": value, "owner": owner}
+    if tx.conn.execute(_CLAIM, given).rowcount:
+        return True
+    return bool(tx.conn.execute(_CLAIM_OWNER, given).scalar() == owner)
 
 
 def claimed(tx: Tx, scope: str) -> set[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import text
 
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.fields import MAX_VNI
 from scloud.model.specs import SubnetSpec
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, claim_value
-from scloud.store.tables import claim, counter
+from scloud.store.resources import Resource, claim_value, claimed
 
+_GET = text("SELECT value FROM counter WHERE name = :name")
+_SET = text(
+    "INSERT INTO counter (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 RESERVED = 3
 """Network address, gateway, DHCP and DNS service: the first addresses of every subnet."""
 
@@ -29,7 +33,7 @@ def take_ip(tx: Tx, subnet: Resource, owner: str, wanted: str | None) -> str:
     first, last = RESERVED, network.num_addresses - 2
     cursor = max(_cursor(tx, subnet), first)
     # Addresses go round, so that one just given back is not soon somebody else's.
-    for number in _free_numbers(tx, subnet, network, cursor, first, last):
+    for number in _candidates(tx, subnet, network, cursor, first, last):
         address = str(network.network_address + number)
         if claim_value(tx, scope_of(subnet), address, owner):
             _move_cursor(tx, subnet, number + 1)
@@ -52,38 +56,25 @@ def _take_given(
     return str(address)
 
 
-def _free_numbers(
+def _candidates(
     tx: Tx, subnet: Resource, network: ipaddress.IPv4Network, cursor: int, first: int, last: int
-) -> list[int]:
-    """The next free number from the cursor on; all that is taken is read only when the first guesses fail."""
-    guesses = list(range(cursor, min(cursor + 8, last + 1)))
-    texts = {str(network.network_address + number): number for number in guesses}
-    scope = scope_of(subnet)
-    taken = {
-        row.value
-        for row in tx.conn.execute(select(claim.c.value).where(claim.c.scope == scope, claim.c.value.in_(texts)))
-    }
-    free = [number for text, number in texts.items() if text not in taken]
-    if free:
-        return free[:1]
-    every = {row.value for row in tx.conn.execute(select(claim.c.value).where(claim.c.scope == scope))}
+) -> Iterator[int]:
+    """Numbers to try, from the cursor on; what is taken is read only when the first guesses fail."""
+    yield from range(cursor, min(cursor + 4, last + 1))
     base = int(network.network_address)
-    used = {int(ipaddress.IPv4Address(text)) - base for text in every}
+    used = {int(ipaddress.IPv4Address(text)) - base for text in claimed(tx, scope_of(subnet))}
     for number in (*range(cursor, last + 1), *range(first, cursor)):
         if number not in used:
-            return [number]
-    return []
+            yield number
+            return
 
 
 def _cursor(tx: Tx, subnet: Resource) -> int:
-    row = tx.conn.execute(select(counter.c.value).where(counter.c.name == subnet.id)).first()
-    return int(row.value) if row else 0
+    return int(tx.conn.execute(_GET, {"name": subnet.id}).scalar() or 0)
 
 
 def _move_cursor(tx: Tx, subnet: Resource, value: int) -> None:
-    changed = tx.conn.execute(update(counter).where(counter.c.name == subnet.id).values(value=value))
-    if not changed.rowcount:
-        tx.conn.execute(insert(counter), [{"name": subnet.id, "value": value}])
+    tx.conn.execute(_SET, {"name": subnet.id, "value": value})
 
 
 def take_mac(tx: Tx, owner: str) -> str:

@@ -34,6 +34,7 @@ from scloud.store.resources import (
     find_many,
     get,
     refer,
+    refer_all,
     refuse_if_used,
     remove,
     save,
@@ -155,12 +156,13 @@ def make_nic(
     ip: str | None,
     groups: tuple[str, ...],
     *,
-    vm: Resource | None = None,
+    vm: str | None = None,
+    node: tuple[str, str] | None = None,
     with_vm: bool = False,
     id: str | None = None,
     state: State = State.READY,
 ) -> Resource:
-    """The row, its address, MAC and references; placed where its VM is."""
+    """The row, its address, MAC and references. `vm` is an id, `node` its node's (id, name) if it has one."""
     id = id or tx.new_id(PREFIX[Kind.NIC])
     vpc = subnet.spec_as(SubnetSpec).vpc
     spec = NicSpec(
@@ -169,17 +171,15 @@ def make_nic(
         ip=take_ip(tx, subnet, id, ip),
         mac=take_mac(tx, id),
         security_groups=groups,
-        vm=vm.id if vm else None,
+        vm=vm,
         delete_with_vm=with_vm,
     )
-    status = NicStatus(state=state, node=vm.status_as(VmStatus).node if vm else None)
-    node = vm.node if vm else None
-    row = create(tx, Kind.NIC, account, name, spec, status, id=id, parent=vpc, node=node)
-    refer(tx, id, subnet.id, "subnet")
-    for group in groups:
-        refer(tx, id, group, "group")
+    status = NicStatus(state=state, node=node[1] if node else None)
+    row = create(tx, Kind.NIC, account, name, spec, status, id=id, parent=vpc, node=node[0] if node else None)
+    uses = [(id, subnet.id, "subnet"), *((id, group, "group") for group in groups)]
     if vm is not None:
-        refer(tx, id, vm.id, "vm")
+        uses.append((id, vm, "vm"))
+    refer_all(tx, uses)
     return row
 
 
@@ -199,7 +199,8 @@ def create_nic(
         _check_nic_room(tx, vm)
     placed = vm is not None and vm.node is not None
     state = State.CREATING if placed else State.READY
-    row = make_nic(tx, account, name, subnet, ip, groups, vm=vm, state=state)
+    node = (vm.node, vm.status_as(VmStatus).node or "") if vm is not None and vm.node is not None else None
+    row = make_nic(tx, account, name, subnet, ip, groups, vm=vm.id if vm else None, node=node, state=state)
     if vm is not None:
         _devices_changed(tx, vm)
     if not placed:

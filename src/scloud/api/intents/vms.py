@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from scloud.api.context import accepted, begin, begin_and_end
@@ -16,7 +17,16 @@ from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.scheduler.snapshot import Plan
 from scloud.store import nodes, operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, create, find, get, refer, save, unrefer
+from scloud.store.resources import Resource, create, find, get, refer, refer_all, save, unrefer
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A VM that is about to be: its parts are made before it, and name it."""
+
+    id: str
+    account: str
+    name: str
 
 
 def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
@@ -69,28 +79,29 @@ def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Ope
     spec, image = _spec(tx, account, ask)
     size = _disk_size(image, ask.disk_mib)
     id = tx.new_id(PREFIX[Kind.VM])
-    row = create(tx, Kind.VM, account, name, spec, VmStatus(state=State.PENDING, reason="waiting for a node"), id=id)
-    refer(tx, id, image.id, "image")
+    vm = Owner(id, account, name)
+    addresses = tuple(_take_or_make_nic(tx, vm, number, nic) for number, nic in enumerate(ask.nics))
+    status = VmStatus(state=State.PENDING, reason="waiting for a node", addresses=addresses)
+    row = create(tx, Kind.VM, account, name, spec, status, id=id)
+    uses = [(id, image.id, "image")]
     if spec.placement_group:
-        refer(tx, id, spec.placement_group, "group")
-    _make_system_disk(tx, row, image, size)
+        uses.append((id, spec.placement_group, "group"))
+    uses += _make_system_disk(tx, vm, image, size)
+    refer_all(tx, uses)
     for ref in ask.disks:
         _take_disk(tx, row, resolve(tx, "spec.disks", Kind.DISK, ref, account))
-    addresses = tuple(_take_or_make_nic(tx, row, number, nic) for number, nic in enumerate(ask.nics))
-    status = VmStatus(state=State.PENDING, reason="waiting for a node", addresses=addresses)
-    row = save(tx, row, status=status)
     op = begin(tx, "vm.create", row)
     operations.enqueue(tx, row.key)
     return op, row
 
 
-def _make_system_disk(tx: Tx, vm: Resource, image: Resource, size_mib: int) -> None:
+def _make_system_disk(tx: Tx, vm: Owner, image: Resource, size_mib: int) -> list[tuple[str, str, str]]:
+    """Returns what the disk uses."""
     id = tx.new_id(PREFIX[Kind.DISK])
     spec = DiskSpec(size_mib=size_mib, image=image.id, vm=vm.id, system=True)
     name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
     create(tx, Kind.DISK, vm.account, name, spec, DiskStatus(state=State.PENDING), id=id, parent=vm.id)
-    refer(tx, id, vm.id, "vm")
-    refer(tx, id, image.id, "image")
+    return [(id, vm.id, "vm"), (id, image.id, "image")]
 
 
 def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:
@@ -102,7 +113,7 @@ def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:
     refer(tx, disk.id, vm.id, "vm")
 
 
-def _take_or_make_nic(tx: Tx, vm: Resource, number: int, ask: NicAsk) -> str:
+def _take_or_make_nic(tx: Tx, vm: Owner, number: int, ask: NicAsk) -> str:
     field = f"spec.nics.{number}"
     if ask.nic is not None:
         nic = resolve(tx, f"{field}.nic", Kind.NIC, ask.nic, vm.account)
@@ -119,7 +130,7 @@ def _take_or_make_nic(tx: Tx, vm: Resource, number: int, ask: NicAsk) -> str:
     groups = groups_for(tx, vm.account, ask.security_groups, f"{field}.security_groups")
     id = tx.new_id(PREFIX[Kind.NIC])
     name = side_name(tx, Kind.NIC, vm.account, vm.name, f"nic{number}", id)
-    made = make_nic(tx, vm.account, name, subnet, ask.ip, groups, vm=vm, with_vm=True, id=id, state=State.PENDING)
+    made = make_nic(tx, vm.account, name, subnet, ask.ip, groups, vm=vm.id, with_vm=True, id=id, state=State.PENDING)
     return made.spec_as(NicSpec).ip
 
 
