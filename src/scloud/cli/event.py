@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scloud.client.http import Client
 
 app = noun("Events: what has happened.")
-POLL_S = 1.0
+WAIT_S = 20.0
+"""How long one request waits for something to happen."""
 
 
 class Level(StrEnum):
@@ -72,8 +73,7 @@ def _follow(client: Client, filters: Mapping[str, Any], items: Sequence[Resource
     while True:
         for item in items:
             _print_line(item, output)
-        time.sleep(POLL_S)
-        items = list(client.pages("/events", {**filters, **given(after=last)}))[::-1]
+        items = list(client.pages("/events", {**filters, **given(after=last), "wait": WAIT_S}))[::-1]
         last = items[-1]["id"] if items else last
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_SIZE = re.compile(r"(\d{1,12})(?:\.(\d{1,6}))?\s*([MGTP]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12})(?:\.(\d{1,6}))?\s*([MGTP]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNIT_MIB = {"": 1, "M": 1, "G": 1024, "T": 1024**2, "P": 1024**3}
-_DURATION = re.compile(r"(\d{1,9})([smhdw])")
+_DURATION = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -41,7 +41,7 @@ def size(mib: int | float | None) -> str:
 
 def parse_ports(text: str) -> Ports:
     """The range in `22` or `8000-8100`. ValueError says what is allowed."""
-    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip())
+    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"'{text}' is not a port or a range of ports: write 22 or 8000-8100")
     low, high = int(match[1]), int(match[2] or match[1])
@@ -59,7 +59,7 @@ def ports(low: int | None, high: int | None) -> str:
 
 def parse_forward(text: str) -> Ports:
     """(local, remote) in `8080:80`; in `80`, where local is 0: any free one. ValueError says what is allowed."""
-    match = re.fullmatch(r"(?:(\d{1,5}):)?(\d{1,5})", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,5}):)?(\d{1,5})", text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"'{text}' does not say which ports: write LOCAL:REMOTE, such as 8080:80, or REMOTE")
     local, remote = int(match[1] or 0), int(match[2])

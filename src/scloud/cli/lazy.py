@@ -25,12 +25,13 @@ class Entry:
 
 
 class LazyGroup(TyperGroup):
-    """`entries` come first, in their order, then the commands that are declared in the ordinary way."""
+    """`entries` come in their order, after the commands that are declared in the ordinary way."""
 
     entries: ClassVar[dict[str, Entry]] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*self.entries, *super().list_commands(ctx)]
+        own = [name for name in super().list_commands(ctx) if name not in self.entries]
+        return [*own, *self.entries]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         entry = self.entries.get(cmd_name)

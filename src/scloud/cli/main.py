@@ -67,11 +67,7 @@ def root(
         bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Virtual machines, disks and networks of a private cloud.
-
-    Every command is `scloud NOUN VERB [NAME] [--options]`; `scloud NOUN --help` tells its verbs, and -o json or yaml
-    prints for programs. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found.
-    """
+    """Options before the noun."""
     if context:
         # The environment, because commands such as ssh call this program again.
         os.environ["SCLOUD_CONTEXT"] = context
@@ -81,6 +77,9 @@ app = typer.Typer(
     name="scloud",
     cls=Root,
     callback=root,
+    help="Virtual machines, disks and networks of a private cloud.\n\n"
+    "Every command is `scloud NOUN VERB [NAME] [--options]`; `scloud NOUN --help` tells its verbs, "
+    "and -o json or yaml prints for programs. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,

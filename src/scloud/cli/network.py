@@ -26,9 +26,9 @@ def trace(
     source: Annotated[str, typer.Argument(metavar="FROM", help="A VM or nic.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="A VM, a nic or an address.")],
     tcp: Annotated[
-        int | None, typer.Option("--tcp", metavar="PORT", min=0, max=65535, help="A TCP connection.")
+        int | None, typer.Option("--tcp", metavar="PORT", min=1, max=65535, help="A TCP connection.")
     ] = None,
-    udp: Annotated[int | None, typer.Option("--udp", metavar="PORT", min=0, max=65535, help="A UDP packet.")] = None,
+    udp: Annotated[int | None, typer.Option("--udp", metavar="PORT", min=1, max=65535, help="A UDP packet.")] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="A ping.", show_default=False)] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:

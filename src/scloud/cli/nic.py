@@ -25,7 +25,7 @@ from scloud.cli.standard import act, add_delete, add_rename, add_show, create, g
 app = noun("Nics: network interfaces, added to and removed from running VMs.")
 GroupsOption = Annotated[
     list[str] | None,
-    typer.Option("--security-group", help="Security group; repeat for several.", show_default=False),
+    typer.Option("--security-group", metavar="GROUP", help="Security group; repeat for several.", show_default=False),
 ]
 
 

@@ -60,10 +60,10 @@ def wait(
 
 @app.command("cancel")
 def cancel(operation: IdArgument, output: OutputOption = Output.TABLE) -> None:
-    """Ask an operation to stop; what it has done so far is undone or left as its resource then says."""
+    """Call back a creation or an import that is under way: what was made of it is removed."""
     with connect() as client:
-        client.post(path("operations", operation, "cancel"))
+        answer = client.post(path("operations", operation, "cancel"))
         if output is Output.TABLE:
-            say(f"{operation} is asked to stop: `scloud operation wait {operation}`")
+            say(f"{operation} is {answer['operation']['state']}")
         else:
-            print_resource(client, OPERATION, client.get(path("operations", operation)), output)
+            print_resource(client, OPERATION, answer["operation"], output)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scloud.cli.human import clean
 from scloud.cli.session import Output
@@ -26,6 +26,7 @@ STATE_STYLE = {
 """Colours of states and verdicts; what is on its way is yellow."""
 
 _MOVING = frozenset({"pending", "creating", "starting", "stopping", "updating", "deleting", "joining", "queued"})
+_GAP = 2
 PIPE_WIDTH = 500
 """Where the reader is a program, no column is cut short."""
 
@@ -63,19 +64,33 @@ def emit(data: Any, output: Output) -> None:
     print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
+def fitted(widths: Sequence[int], available: int) -> list[int]:
+    """Column widths that add up to what is available: the widest give way first, none below 4."""
+    result = list(widths)
+    while sum(result) > available and max(result) > 4:
+        result[result.index(max(result))] -= 1
+    return result
+
+
 def table(columns: Sequence[Column], rows: Iterable[Resource]) -> Table:
-    """A table without lines; a column too wide for the terminal ends in an ellipsis."""
+    """A table without lines; what is too wide for the terminal ends in an ellipsis."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
-    for column in columns:
-        result.add_column(
-            column.title, justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis", min_width=3
-        )
-    for row in rows:
-        values = [(column, clean(column.value(row)).replace("\n", " ")) for column in columns]
-        result.add_row(*[Text(value, style=style_of(value) if column.state else "") for column, value in values])
+    cells = [[clean(column.value(row)).replace("\n", " ") for column in columns] for row in rows]
+    wanted = [
+        max(cell_len(line[number]) for line in [[column.title for column in columns], *cells])
+        for number in range(len(columns))
+    ]
+    widths = fitted(wanted, console().width - _GAP * (len(columns) - 1))
+    result = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        align: Literal["left", "right"] = "right" if column.right else "left"
+        result.add_column(column.title, justify=align, no_wrap=True, overflow="ellipsis", width=width)
+    for line in cells:
+        styles = [style_of(value) if column.state else "" for column, value in zip(columns, line, strict=True)]
+        result.add_row(*[Text(value, style=style) for value, style in zip(line, styles, strict=True)])
     return result
 
 
@@ -95,8 +110,14 @@ def card(rows: Sequence[Column], resource: Resource) -> Table:
 
 
 def show(renderable: RenderableType) -> None:
-    """Print for people on stdout."""
-    console().print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+    """Print for people on stdout; for a program without the spaces that fill up the last column."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(renderable, markup=False)
+        return
+    with screen.capture() as captured:
+        screen.print(renderable, markup=False)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def say(text: str) -> None:

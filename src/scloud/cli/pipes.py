@@ -108,11 +108,11 @@ async def forward_stdio(context: Context, vm: str, port: int, boot: float) -> No
         return
     told = 0
 
-    def on_wait(_: str) -> None:
+    def on_wait(reason: str) -> None:
         nonlocal told
         told += 1
         if told == 2:  # one refusal is nothing to speak of
-            note(f"It does not answer on port {port} yet; trying for {boot:g} s. `scloud vm log` shows how it boots.")
+            note(f"Port {port} does not answer yet ({reason}); trying for {boot:g} s. `scloud vm log` shows the boot.")
 
     await streams.relay_until_answered(context, path, source.read, write_stdout, patience=boot, on_wait=on_wait)
 

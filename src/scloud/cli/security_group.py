@@ -39,7 +39,7 @@ def create_group(
     wait: WaitOption = True,
     timeout: TimeoutOption = None,
 ) -> None:
-    """Create a security group without rules."""
+    """Create a security group; `rule list` shows the rules that it begins with."""
     create(SECURITY_GROUP, {"name": name, "spec": {}}, How(output, wait, timeout))
 
 

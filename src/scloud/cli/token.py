@@ -75,8 +75,8 @@ def delete(
 ) -> None:
     """Delete a token: who has its secret is locked out at once."""
     with connect() as client:
-        answer = client.delete(path("tokens", token))
+        client.delete(path("tokens", token))
     if output is Output.TABLE:
         say(f"{token} deleted")
-    elif answer is not None:
-        emit(answer, output)
+    else:
+        emit({"id": token, "deleted": True}, output)

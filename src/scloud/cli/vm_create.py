@@ -25,12 +25,19 @@ _NICS, _DISKS, _PLACE = "Network", "Disks", "Placement"
 
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name; NAME-1, NAME-2 ... with --count.")],
-    image: Annotated[str, typer.Option("--image", help="What its system disk is made from.")] = "micro",
+    image: Annotated[
+        str, typer.Option("--image", metavar="IMAGE", help="What its system disk is made from.")
+    ] = "micro",
     cpus: Annotated[int, typer.Option("--cpus", min=1, help="Virtual CPUs.")] = 1,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory, such as 512M or 1G.")] = "256M",
     keypair: Annotated[
         list[str] | None,
-        typer.Option("--keypair", help="SSH key to let in; repeat for several.", show_default="default, if it exists"),
+        typer.Option(
+            "--keypair",
+            metavar="KEYPAIR",
+            help="SSH key to let in; repeat for several.",
+            show_default="default, if it exists",
+        ),
     ] = None,
     user_data: Annotated[
         str | None,
@@ -39,13 +46,18 @@ def create(
     subnet: Annotated[
         list[str] | None,
         typer.Option(
-            "--subnet", help="Subnet of a nic; repeat for several nics.", show_default="default", rich_help_panel=_NICS
+            "--subnet",
+            metavar="SUBNET",
+            help="Subnet of a nic; repeat for several nics.",
+            show_default="default",
+            rich_help_panel=_NICS,
         ),
     ] = None,
     ip: Annotated[
         list[str] | None,
         typer.Option(
             "--ip",
+            metavar="ADDRESS",
             help="Address of the nic, one for each --subnet in order.",
             show_default="next free",
             rich_help_panel=_NICS,
@@ -54,12 +66,18 @@ def create(
     security_group: Annotated[
         list[str] | None,
         typer.Option(
-            "--security-group", help="Of every nic; repeat for several.", show_default="default", rich_help_panel=_NICS
+            "--security-group",
+            metavar="GROUP",
+            help="Of every nic; repeat for several.",
+            show_default="default",
+            rich_help_panel=_NICS,
         ),
     ] = None,
     nic: Annotated[
         list[str] | None,
-        typer.Option("--nic", help="An existing nic, instead of or beside new ones.", rich_help_panel=_NICS),
+        typer.Option(
+            "--nic", metavar="NIC", help="An existing nic, instead of or beside new ones.", rich_help_panel=_NICS
+        ),
     ] = None,
     disk: Annotated[
         list[str] | None,
@@ -81,10 +99,13 @@ def create(
         ),
     ] = None,
     node: Annotated[
-        str | None, typer.Option("--node", help="The only node it may run on.", rich_help_panel=_PLACE)
+        str | None, typer.Option("--node", metavar="NODE", help="The only node it may run on.", rich_help_panel=_PLACE)
     ] = None,
     placement_group: Annotated[
-        str | None, typer.Option("--placement-group", help="Keep apart from this group's VMs.", rich_help_panel=_PLACE)
+        str | None,
+        typer.Option(
+            "--placement-group", metavar="GROUP", help="Keep apart from this group's VMs.", rich_help_panel=_PLACE
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, max=100, help="How many.", rich_help_panel=_PLACE)] = 1,
     dry_run: Annotated[

@@ -27,6 +27,9 @@ Read = Callable[[], Awaitable[bytes]]
 Write = Callable[[bytes], Awaitable[None]]
 """Takes bytes received; empty when the other side will send no more."""
 
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Takes a connection that a listening socket has accepted."""
+
 OPEN_S = 30.0
 DRAIN_S = 60.0
 """How long a forwarded connection whose local side has ended may stay silent before it is closed."""
@@ -125,6 +128,10 @@ def _raise_reason(closed: ConnectionClosed) -> None:
 
 
 def _closed_error(code: int, reason: str) -> CloudError:
+    """The manager's reason begins with the error's code: `not_found: there is no vm 'a'`."""
+    kind, colon, message = reason.partition(": ")
+    if colon and kind.replace("_", "").isalpha():
+        return failure(kind, message)
     return failure("unavailable", reason or f"the stream was closed with code {code}: see `scloud status`")
 
 
@@ -179,7 +186,7 @@ async def _attempt(
     except TimeoutError:
         return answered, failure("timed_out", "it does not answer")
     except CloudError as error:
-        if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT, ErrorKind.ENGINE):
+        if error.kind in (ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.UNAUTHENTICATED, ErrorKind.INVALID):
             raise
         return answered, error
     return answered, None
