@@ -88,6 +88,17 @@ def pin_of(ca_certificate: str) -> str:
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
+def subject_of(certificate: str) -> str:
+    """The common name in a certificate of ours: a node's id. `CloudError(INVALID)` if it has none."""
+    try:
+        names = x509.load_pem_x509_certificate(certificate.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise CloudError(ErrorKind.INVALID, f"certificate: is not a certificate: {error}") from error
+    if not names:
+        raise CloudError(ErrorKind.INVALID, "certificate: names nobody")
+    return str(names[0].value)
+
+
 def server_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
     """For the manager: asks for client certificates and verifies what comes; a client without one has no name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
