@@ -22,6 +22,7 @@ from scloud.node.stopping import clear
 from scloud.setup import defaults, host, manager
 from scloud.setup.down import forget
 from scloud.setup.enrol import enrol, join_token, wait_nodes
+from scloud.setup.learn import learn_qemu
 from scloud.setup.steps import Steps
 from scloud.setup.up import describe, farewell, make_defaults
 
@@ -73,8 +74,9 @@ def _usable(root: Path, count: int) -> LabPlan | None:
 
 def _start(steps: Steps, plan: LabPlan) -> None:
     layout = plan.layout
-    with ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(2) as background:
         image = background.submit(defaults.micro_image, layout.cache)
+        learning = background.submit(learn_qemu, layout, plan.sandbox(plan.nodes[0]))
         with steps.step("Manager") as step:
             started = start_keeper(layout)
             if not manager.start_manager(layout, plan.endpoints) and not started:
@@ -92,6 +94,7 @@ def _start(steps: Steps, plan: LabPlan) -> None:
                 path, built = image.result()
                 if not built:
                     step.already("built before")
+            learning.result()
             make_defaults(steps, client, path)
 
 

@@ -12,7 +12,9 @@ TIMEOUT_S = 60.0
 
 def run(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, stdin: str | None = None) -> str:
     """The command's output. `CloudError(ENGINE)` has its own words when it fails, is missing or takes too long."""
-    name = " ".join(argv[:4])
+    # Of a command in a node, what matters is the command, and not how the node was entered.
+    shown = argv[argv.index("--") + 1 :] if argv[0] == "nsenter" and "--" in argv else argv
+    name = " ".join(shown[:4])
     try:
         done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError as error:

@@ -80,22 +80,22 @@ def ensure_image(client: Client, path: Path) -> bool:
 
 
 def ensure_network(client: Client) -> bool:
-    """VPC, subnet and security group."""
+    """VPC and subnet; and in the account's default security group, rules that let pings and SSH in from anywhere."""
     vpc, made_vpc = ensure(client, "vpcs", DEFAULT, {})
-    _, made_subnet = ensure(client, "subnets", DEFAULT, {"vpc": vpc["id"], "cidr": SUBNET_CIDR})
-    group, made_group = ensure(client, "security-groups", DEFAULT, {})
-    wanted: list[dict[str, Any]] = [
-        {"direction": "outbound", "protocol": "any", "cidr": "0.0.0.0/0"},
+    if find(client, "subnets", DEFAULT) is not None:
+        return made_vpc
+    # The rules before the subnet, whose absence says that they are still to be made: later they are their owner's.
+    group, _ = ensure(client, "security-groups", DEFAULT, {})
+    for wanted in (
         {"direction": "inbound", "protocol": "tcp", "port_min": 22, "port_max": 22, "cidr": "0.0.0.0/0"},
         {"direction": "inbound", "protocol": "icmp", "cidr": "0.0.0.0/0"},
+        {"direction": "outbound", "protocol": "any", "cidr": "0.0.0.0/0"},
         {"direction": "inbound", "protocol": "any", "group": group["id"]},
-    ]
-    # Only for a group without any rule: whatever its owner has made of it since is right.
-    missing = [] if group["spec"].get("rules") else wanted
-    for rule in missing:
-        answer = client.post(f"/security-groups/{group['id']}/rules", rule)
-        client.finish(answer["operation"]["id"], timeout=60.0)
-    return made_vpc or made_subnet or made_group or bool(missing)
+    ):
+        if not any(wanted.items() <= rule.items() for rule in group["spec"]["rules"]):
+            answer = client.post(f"/security-groups/{group['id']}/rules", wanted)
+            client.finish(answer["operation"]["id"], timeout=60.0)
+    return ensure(client, "subnets", DEFAULT, {"vpc": vpc["id"], "cidr": SUBNET_CIDR})[1]
 
 
 def ensure_keypair(client: Client) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 from rich.console import Console
 
@@ -65,7 +66,8 @@ def forget(context: str) -> None:
     if read_contexts().contexts:
         return
     folder = config_dir()
-    for path in (folder / "contexts.json", folder / "known_hosts", *(folder / "keys").glob(f"{DEFAULT}*")):
+    shutil.rmtree(folder / "known_hosts", ignore_errors=True)
+    for path in (folder / "contexts.json", *(folder / "keys" / name for name in (DEFAULT, f"{DEFAULT}.pub"))):
         path.unlink(missing_ok=True)
     for path in (folder / "keys", folder):
         with contextlib.suppress(OSError):

@@ -25,11 +25,11 @@ def enrolled(sandbox: Sandbox) -> bool:
 
 
 def join_token(client: Client, node: str) -> str:
-    """Announce the node and return the token it joins with. One that never got its certificate is announced anew."""
+    """Announce the node and return the token it joins with; another token for one that was announced before."""
     if find(client, "nodes", node) is not None:
-        answer = client.delete(f"/nodes/{node}", force=True)
-        client.finish(answer["operation"]["id"], timeout=ENROL_TIMEOUT_S)
-    answer = client.post("/nodes", {"name": node, "spec": {}})
+        answer = client.post(f"/nodes/{node}/actions/join-token")
+    else:
+        answer = client.post("/nodes", {"name": node, "spec": {}})
     return str(answer["join"]["token"])
 
 

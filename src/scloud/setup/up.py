@@ -15,6 +15,7 @@ from scloud.node.layout import Layout
 from scloud.node.sandbox import Sandbox
 from scloud.setup import defaults, host, manager
 from scloud.setup.enrol import enrol, enrolled, join_token, wait_nodes
+from scloud.setup.learn import learn_qemu
 from scloud.setup.manager import Endpoints
 from scloud.setup.steps import Steps
 
@@ -30,9 +31,14 @@ def up(layout: Layout, console: Console | None = None) -> None:
     with steps.step("Engines") as step:
         step.already(host.check_engines())
     layout.root.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(1) as background:
+    sandbox = layout.sandbox(host.node_name(layout), isolated=False)
+    with ThreadPoolExecutor(2) as background:
         # Seconds of work for one processor, while the manager starts on another.
         image = background.submit(defaults.micro_image, layout.cache)
+        with steps.step("Namespaces") as step:
+            if not sandbox.create():
+                step.already()
+        learning = background.submit(learn_qemu, layout, sandbox)
         with steps.step("Manager") as step:
             endpoints = choose_endpoints(layout)
             started = start_keeper(layout, as_service=True)
@@ -42,7 +48,6 @@ def up(layout: Layout, console: Console | None = None) -> None:
             context = manager.admin_context(layout, CONTEXT, endpoints)
             manager.save_admin_context(context, make_current=True)
         with Client(context) as client:
-            sandbox = layout.sandbox(host.node_name(layout), isolated=False)
             with steps.step(f"Node {sandbox.name}") as step:
                 if not start_node(layout, sandbox, manager.link_of(layout), client):
                     step.already()
@@ -52,6 +57,7 @@ def up(layout: Layout, console: Console | None = None) -> None:
                 if not built:
                     step.already("built before")
                 step.say(f"{path.stat().st_blocks // 2048} MiB")
+            learning.result()
             make_defaults(steps, client, path)
     farewell(steps, endpoints.url, "./scloud")
 
@@ -87,10 +93,9 @@ def start_node(layout: Layout, sandbox: Sandbox, link: str, client: Client) -> b
     else:
         datapath, _ = host.choose_datapath(layout)
         config = AgentConfig(node=sandbox.name, root=sandbox.root, manager=link, tunnel_ip=address, datapath=datapath)
-    changed = sandbox.create()
     if not enrolled(sandbox):
         enrol(sandbox, config, join_token(client, sandbox.name))
-    changed |= save_config(config, path)
+    changed = save_config(config, path)
     return run_agent(layout, sandbox) or changed
 
 
