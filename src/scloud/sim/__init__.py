@@ -1,0 +1,1 @@
+"""Simulated nodes: the real agent on fake drivers, over the real link. For measuring the manager."""
