@@ -234,8 +234,8 @@ class _Run:
 
     def _ct_table(self, found: re.Match[str], _: int) -> bool:
         packet = self._packet()
-        state, mark = self._switch.conntrack.track(packet, self._zone(found["zone"]))
-        branch = _Run(self._switch, self._account, {**self._fields, "ct_state": state, "ct_mark": mark}, packet)
+        tracked = self._switch.conntrack.track(packet, self._zone(found["zone"]))
+        branch = _Run(self._switch, self._account, {**self._fields, **tracked}, packet)
         branch.table(int(found["table"]))
         return True
 

@@ -157,17 +157,13 @@ def policy(number: int, groups: tuple[DesiredGroup, ...], others: tuple[tuple[st
 def _states(side: Side, local: Match, rule: StoredRule, cookie: int) -> list[Flow]:
     mark = Match("ct_mark", str(rule.mark))
 
-    def known(state: str, extra: tuple[Match, ...], note: str) -> Flow:
-        key = (local, IP, *extra, Match("ct_state", state), mark)
+    def known(state: str, note: str) -> Flow:
+        key = (local, IP, Match("ct_state", state), mark)
         return Flow(side.state, Band.EXACT, key, (goto(side.after),), cookie, f"{note} that rule {rule.id} allows")
 
     if rule.direction is not side.direction:
-        return [known("+trk+rpl-inv", (), "answers a connection")]
-    flows = [known("+trk-rpl+rel-inv", (), "an ICMP error of a connection")]
-    if rule.port_min is not None:
-        # Later fragments have no ports; the connection was found by the first one's.
-        flows.append(known("+trk-rpl-rel-inv", (Match("ip_frag", "later"),), "a later fragment of a connection"))
-    return flows
+        return [known("+trk+rpl-inv", "answers a connection")]
+    return [known("+trk-rpl+rel-inv", "an ICMP error of a connection")]
 
 
 def _rule(
@@ -199,10 +195,15 @@ def _peers(side: Side, rule: StoredRule, others: tuple[tuple[str, ...], ...]) ->
 
 
 def _ports(rule: StoredRule) -> list[tuple[Match, ...]]:
+    """Ports as connection tracking knows them, which later fragments of a datagram have as well as the first.
+
+    `-inv` is what the switch wants to see before it lets those fields be matched.
+    """
     if rule.port_min is None or rule.port_max is None or (rule.port_min, rule.port_max) == (0, 65535):
         return [()]
-    name = f"{rule.protocol.value}_dst"
+    protocol = _PROTOCOLS[rule.protocol][0].value
+    tracked = (Match("ct_state", "+trk-inv"), Match("ct_nw_proto", protocol))
     return [
-        (Match(name, str(value) if mask == 0xFFFF else f"{value:#x}/{mask:#x}"),)
+        (*tracked, Match("ct_tp_dst", str(value) if mask == 0xFFFF else f"{value:#x}/{mask:#x}"))
         for value, mask in port_masks(rule.port_min, rule.port_max)
     ]

@@ -150,7 +150,8 @@ class Wires:
                 if ofport == TUNNEL_OFPORT:
                     for there in self.switches:
                         if there.tunnel_ip == ip_text(out["tun_dst"]):
-                            inner = Packet({key: value for key, value in out.fields.items() if key[:4] != "tun_"})
+                            fields = {key: value for key, value in out.fields.items() if not key.startswith("tun_")}
+                            inner = Packet(fields, out.about)
                             waiting.append((there, there.tunnelled(inner, out["tun_id"], here.tunnel_ip)))
                 elif (port := here.name_of(ofport)) is not None:
                     arrived.append((here, port, out))

@@ -102,7 +102,8 @@ class OvsSwitch:
         config = self._config
         address = config.underlay_address or f"{config.tunnel_ip}/32"
         if config.underlay_device is not None:
-            await self._commands.run("ip", "link", "set", config.underlay_device, "up")
+            # The device's own ARP would answer for the address on br-phy too, with a MAC that no tunnel ends at.
+            await self._commands.run("ip", "link", "set", "dev", config.underlay_device, "arp", "off", "up")
         # Checksums left to a device that does not exist would be wrong on the wire; ping works then, TCP does not.
         await self._commands.run("ethtool", "-K", UNDERLAY_BRIDGE, "tx", "off")
         await self._commands.run("ip", "address", "replace", address, "dev", UNDERLAY_BRIDGE)
