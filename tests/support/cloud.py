@@ -10,8 +10,6 @@ from typing import Any
 
 import httpx
 from sqlalchemy import select
-from support.clock import Clock
-from support.node import ScriptedNode
 
 from scloud.api.app import PREFIX, make_app
 from scloud.api.context import Context
@@ -29,6 +27,8 @@ from scloud.store import tables, tokens
 from scloud.store.database import Store, Tx, open_sqlite
 from scloud.store.resources import SYSTEM, create
 from scloud.store.schema import migrate
+from support.clock import Clock
+from support.node import ScriptedNode
 
 QUICK = Settings(node_grace_s=0.15, tick_s=0.02, network_settle_s=1.0)
 DUMPED = ("resource", "reference", "claim", "node_usage", "operation", "work", "token", "event")

@@ -9,6 +9,7 @@ import swagger_ui_bundle
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +36,7 @@ from scloud.model.errors import CloudError, ErrorKind
 PREFIX = "/api/v1"
 MAX_BODY = 1024 * 1024
 """Bytes of a request, except an image's upload."""
+TOO_LARGE = f"a request may have at most {MAX_BODY} bytes"
 
 
 class BodyLimit:
@@ -58,14 +60,14 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > MAX_BODY:
-                raise CloudError(ErrorKind.TOO_LARGE, f"a request may have at most {MAX_BODY} bytes")
+                raise HTTPException(413, TOO_LARGE)
             return message
 
         await self._app(scope, limited, send)
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        error = CloudError(ErrorKind.TOO_LARGE, f"a request may have at most {MAX_BODY} bytes")
+        error = CloudError(ErrorKind.TOO_LARGE, TOO_LARGE)
         await problems.response(error)(scope, receive, send)
 
 

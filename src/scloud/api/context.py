@@ -15,6 +15,7 @@ from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.fields import worded
 from scloud.model.kinds import Kind
 from scloud.model.specs import AccountSpec
 from scloud.store import operations, tokens
@@ -123,7 +124,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=128,
-        pattern=r"^[\x21-\x7e]+$",
+        pattern=worded(r"^[\x21-\x7e]+$", "of visible ASCII characters only"),
         description="repeat a request with the same key and it is carried out once",
     ),
 ]

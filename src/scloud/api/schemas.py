@@ -9,7 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from scloud.api.problems import MEDIA_TYPE, Problem
 from scloud.model.base import Value
-from scloud.model.fields import Cpus, DiskMib, Ipv4, MemoryMib, Name, Ref, SubnetCidr, Vni
+from scloud.model.fields import (
+    ID_CHARACTERS,
+    REF_PATTERN,
+    Cpus,
+    DiskMib,
+    Ipv4,
+    MemoryMib,
+    Name,
+    Ref,
+    SubnetCidr,
+    Vni,
+    worded,
+)
 from scloud.model.specs import ImageSpec, PublicKey, UserData
 
 
@@ -108,12 +120,12 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "model": Problem, "content": {MEDIA_TYPE: {}}} for code, text in _ERRORS.items()
 }
 
-RefPath = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9-]*$", description="the id or name")]
+RefPath = Annotated[str, Path(min_length=1, max_length=63, pattern=REF_PATTERN, description="the id or name")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items to a page")]
-Cursor = Annotated[str | None, Query(max_length=32, pattern=r"^[a-z0-9-]+$", description="`next` of the page before")]
+Cursor = Annotated[str | None, Query(max_length=32, pattern=ID_CHARACTERS, description="`next` of the page before")]
 AllAccounts = Annotated[bool, Query(description="an administrator's: every account's")]
-NameFilter = Annotated[str | None, Query(max_length=63, pattern=r"^[a-z0-9-]+$", description="only this name")]
-RefFilter = Annotated[str | None, Query(max_length=63, pattern=r"^[a-z][a-z0-9-]*$", description="an id or a name")]
+NameFilter = Annotated[str | None, Query(max_length=63, pattern=ID_CHARACTERS, description="only this name")]
+RefFilter = Annotated[str | None, Query(max_length=63, pattern=REF_PATTERN, description="an id or a name")]
 
 
 # --- requests
@@ -289,7 +301,14 @@ class AccountCreate(Value):
 
 
 class TokenCreate(Value):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9._ -]+$")] = "token"
+    name: Annotated[
+        str,
+        StringConstraints(
+            min_length=1,
+            max_length=63,
+            pattern=worded(r"^[A-Za-z0-9._ -]+$", "of letters, digits, spaces, '.', '_' and '-' only"),
+        ),
+    ] = "token"
     account: Ref | None = None
     ttl_s: Annotated[float, Field(gt=0, le=10 * 365 * 86400)] | None = None
 

@@ -48,7 +48,8 @@ class ImageFiles:
 
     async def receive(self, image: str, stream: AsyncIterator[bytes]) -> None:
         """Keep the bytes of an upload until it is imported."""
-        part = self._root / f"{image}.part"
+        # Each upload has a file of its own: two at once must not write into each other's.
+        part = self._root / f"{image}.{os.urandom(4).hex()}.part"
         try:
             with part.open("wb") as file:
                 async for chunk in stream:

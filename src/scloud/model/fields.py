@@ -11,6 +11,18 @@ from scloud.model.ids import is_id
 
 MAX_VNI = 2**24 - 1
 NAME_RULE = "1-63 of a-z, 0-9 and '-', beginning with a letter and not ending with '-'"
+PATTERN_RULES: dict[str, str] = {}
+"""What a pattern demands, in words that follow "must be": people are told these, never the pattern."""
+
+
+def worded(pattern: str, rule: str) -> str:
+    """The pattern, with its rule noted."""
+    PATTERN_RULES[pattern] = rule
+    return pattern
+
+
+REF_PATTERN = worded(r"^[a-z][a-z0-9-]*$", "an id or a name: a-z, 0-9 and '-', beginning with a letter")
+ID_CHARACTERS = worded(r"^[a-z0-9-]+$", "of a-z, 0-9 and '-' only")
 
 
 def _not_an_id(value: str) -> str:
@@ -48,13 +60,13 @@ def _subnet_cidr(value: str) -> str:
 
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63),
+    StringConstraints(pattern=worded(r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", NAME_RULE), max_length=63),
     AfterValidator(_not_an_id),
     Field(description=NAME_RULE, examples=["web-1"]),
 ]
 Ref = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$", max_length=63),
+    StringConstraints(pattern=REF_PATTERN, min_length=1, max_length=63),
     Field(description="a resource's id or name", examples=["default"]),
 ]
 Ipv4 = Annotated[str, StringConstraints(max_length=15), AfterValidator(_ipv4), Field(examples=["10.0.0.5"])]
@@ -62,7 +74,9 @@ Cidr = Annotated[str, StringConstraints(max_length=18), AfterValidator(_cidr), F
 SubnetCidr = Annotated[
     str, StringConstraints(max_length=18), AfterValidator(_subnet_cidr), Field(examples=["10.0.0.0/24"])
 ]
-Mac = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+Mac = Annotated[
+    str, StringConstraints(pattern=worded(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", "a MAC such as 06:00:00:00:00:01"))
+]
 Vni = Annotated[int, Field(ge=1, le=MAX_VNI, description="VXLAN network identifier, 24 bits")]
 Cpus = Annotated[int, Field(ge=1, le=256, description="virtual CPUs")]
 MemoryMib = Annotated[int, Field(ge=64, le=16 * 1024 * 1024, description="memory in MiB")]

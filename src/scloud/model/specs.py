@@ -11,19 +11,22 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from scloud.model.base import Value
-from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni
+from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni, worded
 
 Id = Annotated[str, StringConstraints(max_length=32)]
 UserData = Annotated[
     str,
-    StringConstraints(max_length=65536, pattern=r"^[^\x00]*$"),
+    StringConstraints(max_length=65536, pattern=worded(r"^[^\x00]*$", "a text without NUL characters")),
     Field(description="a script (beginning with #!) or #cloud-config text; at most 64 KiB"),
 ]
 PublicKey = Annotated[
     str,
     StringConstraints(
         max_length=8192,
-        pattern=r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{32,}={0,3}( [^\x00-\x1f\x7f]*)?$",
+        pattern=worded(
+            r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{32,}={0,3}( [^\x00-\x1f\x7f]*)?$",
+            "one line of OpenSSH's: ssh-ed25519, ssh-rsa or ecdsa-sha2-nistp*, the key in base 64, and a comment",
+        ),
     ),
     Field(description="an OpenSSH public key, one line"),
 ]
@@ -44,8 +47,16 @@ class NodeSpec(Value):
     cluster: Id
     cordoned: bool = False
     labels: dict[
-        Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")],
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,63}$")],
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=worded(r"^[a-z][a-z0-9-]{0,30}$", "1-31 of a-z, 0-9 and '-', beginning with a letter")
+            ),
+        ],
+        Annotated[
+            str,
+            StringConstraints(pattern=worded(r"^[A-Za-z0-9._-]{1,63}$", "1-63 of letters, digits, '.', '_' and '-'")),
+        ],
     ] = {}
 
 
@@ -61,13 +72,27 @@ class ImageFormat(StrEnum):
 class ImageSpec(Value):
     """`source` is a file on the manager's host, a URL, or `upload` when the bytes come with the request."""
 
-    source: Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    source: Annotated[
+        str,
+        StringConstraints(
+            min_length=1, max_length=2048, pattern=worded(r"^[^\x00-\x1f\x7f]+$", "a text without control characters")
+        ),
+    ]
     format: ImageFormat
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="expected checksum of the source's bytes; an import that differs fails"
-    )
+    sha256: (
+        Annotated[str, StringConstraints(pattern=worded(r"^[0-9a-f]{64}$", "a SHA-256 checksum: 64 of 0-9 and a-f"))]
+        | None
+    ) = Field(default=None, description="expected checksum of the source's bytes; an import that differs fails")
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
-    login_user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "root"
+    login_user: Annotated[
+        str,
+        StringConstraints(
+            pattern=worded(
+                r"^[a-z_][a-z0-9_-]{0,31}$",
+                "a user's name: 1-32 of a-z, 0-9, '_' and '-', beginning with a letter or '_'",
+            )
+        ),
+    ] = "root"
     public: bool = Field(default=False, description="usable by every account; an administrator's to set")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from scloud.api.context import Caller, CallerDep, ContextDep, accepted, send
+from scloud.api.context import Caller, CallerDep, ContextDep, accepted, begin, send
 from scloud.api.schemas import (
     PROBLEMS,
     Accepted,
@@ -21,6 +21,7 @@ from scloud.api.schemas import (
 )
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, ErrorKind, not_found
+from scloud.model.fields import ID_CHARACTERS
 from scloud.model.kinds import Kind, State
 from scloud.store import operations
 from scloud.store.database import Tx
@@ -62,7 +63,11 @@ async def show_operation(
     deadline = context.store.clock() + wait
     while True:
         change = waiters.expect(key)
-        op = await context.store.read(lambda tx: _get(tx, ref, caller))
+        try:
+            op = await context.store.read(lambda tx: _get(tx, ref, caller))
+        except CloudError:
+            waiters.cancel(key, change)
+            raise
         left = deadline - context.store.clock()
         if not op.open or left <= 0 or (seen is not None and op.progress != seen):
             waiters.cancel(key, change)
@@ -91,6 +96,8 @@ async def cancel_operation(ref: RefPath, context: ContextDep, caller: CallerDep)
                 ErrorKind.CONFLICT, f"{op.action} cannot be called back; it ends by itself within its deadline"
             )
         ended = operations.end(tx, op, OperationState.CANCELLED, "cancelled; what was made is being removed")
+        # The removal is an operation of its own: it has a deadline, as every state on its way to another one.
+        begin(tx, f"{row.kind}.delete", row)
         if row.kind == Kind.VM:
             finishing.begin_vm_deletion(tx, row)
         elif row.state != State.DELETING:
@@ -106,9 +113,9 @@ async def list_events(
     caller: CallerDep,
     limit: Limit = 100,
     cursor: Cursor = None,
-    after: Annotated[str | None, Query(max_length=32, pattern=r"^[a-z0-9-]+$")] = None,
+    after: Annotated[str | None, Query(max_length=32, pattern=ID_CHARACTERS)] = None,
     resource: RefFilter = None,
-    level: Annotated[str | None, Query(pattern=r"^(info|warning|error)$")] = None,
+    level: Literal["info", "warning", "error"] | None = None,
     wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="seconds to wait for something new")] = 0.0,
     all_accounts: AllAccounts = False,
 ) -> Response:

@@ -11,13 +11,14 @@ from scloud.api.intents import networks
 from scloud.api.reading import add_reading, owner_for, router_for
 from scloud.api.routes.networks import add_plain_changes
 from scloud.api.schemas import Accepted, GroupCreate, RefPath
+from scloud.model.fields import ID_CHARACTERS
 from scloud.model.kinds import Kind
 from scloud.model.specs import RuleSpec
 
 router = router_for(Kind.SECURITY_GROUP)
 add_reading(router, Kind.SECURITY_GROUP)
 add_plain_changes(router, Kind.SECURITY_GROUP)
-RuleId = Annotated[str, Path(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+$")]
+RuleId = Annotated[str, Path(min_length=1, max_length=32, pattern=ID_CHARACTERS)]
 
 
 @router.post("", status_code=202, response_model=Accepted)
