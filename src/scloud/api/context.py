@@ -100,13 +100,18 @@ def _look_up(tx: Tx, secret: str) -> tuple[Caller, float | None]:
     return Caller(account.id, account.name, account.spec_as(AccountSpec).admin), token.expires_at
 
 
-def get_context(connection: HTTPConnection) -> Context:
+def context_of(connection: HTTPConnection) -> Context:
     context: Context = connection.app.state.context
     return context
 
 
+async def get_context(connection: HTTPConnection) -> Context:
+    """Asynchronous because a plain function would be run in a thread, for each request."""
+    return context_of(connection)
+
+
 async def get_caller(connection: HTTPConnection) -> Caller:
-    return await get_context(connection).caller(connection)
+    return await context_of(connection).caller(connection)
 
 
 async def get_admin(connection: HTTPConnection) -> Caller:
@@ -146,20 +151,26 @@ async def write(
     *,
     request: Request | None = None,
     key: str | None = None,
+    afresh: Callable[[Tx, str], dict[str, Any]] | None = None,
     status: int = 202,
 ) -> Response:
-    """Carry out a write in one transaction; with an Idempotency-Key, once however often it is asked."""
-    if key is None or request is None:
-        return send(await context.store.write(fn), status)
-    body = await request.body()
-    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + body).hexdigest()
+    """Carry out a write in one transaction; with an Idempotency-Key, once however often it is asked.
+
+    `afresh` gives, for the resource's id, what is added to the answer anew each time and never kept: secrets.
+    """
+    digest = ""
+    if key is not None and request is not None:
+        what = f"{request.method} {request.url.path}?{request.url.query}\n".encode()
+        digest = hashlib.sha256(what + await request.body()).hexdigest()
 
     def once(tx: Tx) -> bytes:
-        known = tokens.recall(tx, caller.account, key, digest)
-        if known is not None:
-            return known.encode()
-        answer = orjson.dumps(fn(tx))
-        tokens.remember(tx, caller.account, key, digest, answer.decode())
+        known = tokens.recall(tx, caller.account, key, digest) if key is not None else None
+        answer = known.encode() if known is not None else orjson.dumps(fn(tx))
+        if known is None and key is not None:
+            tokens.remember(tx, caller.account, key, digest, answer.decode())
+        if afresh is not None:
+            kept = orjson.loads(answer)
+            answer = orjson.dumps(kept | afresh(tx, kept["resource"]["id"]))
         return answer
 
     return Response(await context.store.write(once), status_code=status, media_type="application/json")

@@ -79,22 +79,42 @@ async def delete_disk(ref: RefPath, context: ContextDep, caller: CallerDep) -> R
 
 
 @router.post("/{ref}/actions/attach", status_code=202, response_model=Accepted)
-async def attach_disk(ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep) -> Response:
+async def attach_disk(
+    request: Request, ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Plug it into a VM, running or not."""
     return await write(
-        context, caller, lambda tx: disks.attach(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.vm)
+        context,
+        caller,
+        lambda tx: disks.attach(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.vm),
+        request=request,
+        key=key,
     )
 
 
 @router.post("/{ref}/actions/detach", status_code=202, response_model=Accepted)
-async def detach_disk(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def detach_disk(
+    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Unplug it; unmount it in the guest first."""
-    return await write(context, caller, lambda tx: disks.detach(tx, owner_for(tx, Kind.DISK, ref, caller), ref))
+    return await write(
+        context,
+        caller,
+        lambda tx: disks.detach(tx, owner_for(tx, Kind.DISK, ref, caller), ref),
+        request=request,
+        key=key,
+    )
 
 
 @router.post("/{ref}/actions/resize", status_code=202, response_model=Accepted)
-async def resize_disk(ref: RefPath, body: DiskAsk, context: ContextDep, caller: CallerDep) -> Response:
+async def resize_disk(
+    request: Request, ref: RefPath, body: DiskAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Grow it, also while it is in use."""
     return await write(
-        context, caller, lambda tx: disks.resize(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.size_mib)
+        context,
+        caller,
+        lambda tx: disks.resize(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.size_mib),
+        request=request,
+        key=key,
     )

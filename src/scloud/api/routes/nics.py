@@ -96,14 +96,28 @@ async def delete_nic(ref: RefPath, context: ContextDep, caller: CallerDep) -> Re
 
 
 @router.post("/{ref}/actions/attach", status_code=202, response_model=Accepted)
-async def attach_nic(ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep) -> Response:
+async def attach_nic(
+    request: Request, ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Plug it into a VM, running or not."""
     return await write(
-        context, caller, lambda tx: networks.attach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.vm)
+        context,
+        caller,
+        lambda tx: networks.attach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.vm),
+        request=request,
+        key=key,
     )
 
 
 @router.post("/{ref}/actions/detach", status_code=202, response_model=Accepted)
-async def detach_nic(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def detach_nic(
+    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Unplug it; it keeps its address and MAC."""
-    return await write(context, caller, lambda tx: networks.detach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref))
+    return await write(
+        context,
+        caller,
+        lambda tx: networks.detach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref),
+        request=request,
+        key=key,
+    )

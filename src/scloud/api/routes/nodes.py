@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
@@ -31,53 +32,60 @@ async def add_node(
     body: NodeCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
 ) -> Response:
     """Expect a node; the answer has the one command to run on it."""
-    secret = secrets.token_urlsafe(24)
 
     def make(tx: Tx) -> dict[str, object]:
         cluster = resolve(tx, "spec.cluster", Kind.CLUSTER, body.spec.cluster, SYSTEM)
         status = NodeStatus(state=State.JOINING, reason="waiting for the host to join")
         row = create(tx, Kind.NODE, SYSTEM, body.name, NodeSpec(cluster=cluster.id), status)
         refer(tx, row.id, cluster.id, "cluster")
-        tokens.add(tx, row.id, "join", secret, purpose="join", ttl_s=JOIN_TOKEN_S)
         op = operations.begin(tx, "node.create", row, seconds=JOIN_TOKEN_S, account=admin.account)
-        return accepted(op, row, join=_join(context, row.id, body.name, secret))
+        return accepted(op, row)
 
-    return await write(context, admin, make, request=request, key=key)
+    return await write(context, admin, make, request=request, key=key, afresh=_join(context))
 
 
-def _join(context: Context, id: str, name: str, secret: str) -> dict[str, str]:
-    token = f"{id}.{secret}.{context.ca_pin}"
-    return {
-        "token": token,
-        "command": f"./scloud node join --name {name} --manager {context.join_address} --token {token}",
-    }
+def _join(context: Context) -> Callable[[Tx, str], dict[str, Any]]:
+    """A new join token and the command to use it; tokens given before stop working."""
+    secret = secrets.token_urlsafe(24)
+
+    def join(tx: Tx, id: str) -> dict[str, Any]:
+        row = get(tx, Kind.NODE, id, SYSTEM)
+        tokens.revoke_all(tx, id)
+        tokens.add(tx, id, "join", secret, purpose="join", ttl_s=JOIN_TOKEN_S)
+        token = f"{id}.{secret}.{context.ca_pin}"
+        command = f"./scloud node join --name {row.name} --manager {context.join_address} --token {token}"
+        return {"join": {"token": token, "command": command}}
+
+    return join
 
 
 @nodes.post("/{ref}/actions/join-token", status_code=202, response_model=Accepted)
-async def new_join_token(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def new_join_token(
+    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
     """Another join token, for a host that lost its certificate; tokens given before stop working."""
-    secret = secrets.token_urlsafe(24)
 
     def make(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
-        tokens.revoke_all(tx, row.id)
-        tokens.add(tx, row.id, "join", secret, purpose="join", ttl_s=JOIN_TOKEN_S)
-        op = begin_and_end(tx, "node.join-token", row)
-        return accepted(op, row, join=_join(context, row.id, row.name, secret))
+        return accepted(begin_and_end(tx, "node.join-token", row), row)
 
-    return await write(context, admin, make)
+    return await write(context, admin, make, request=request, key=key, afresh=_join(context))
 
 
 @nodes.post("/{ref}/actions/cordon", status_code=202, response_model=Accepted)
-async def cordon(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def cordon(
+    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
     """Place no new VMs on it; what runs there goes on."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, True))
+    return await write(context, admin, lambda tx: _cordon(tx, ref, True), request=request, key=key)
 
 
 @nodes.post("/{ref}/actions/uncordon", status_code=202, response_model=Accepted)
-async def uncordon(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def uncordon(
+    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
     """Place VMs on it again."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, False))
+    return await write(context, admin, lambda tx: _cordon(tx, ref, False), request=request, key=key)
 
 
 def _cordon(tx: Tx, ref: str, cordoned: bool) -> dict[str, object]:

@@ -32,12 +32,16 @@ async def create_security_group(
 
 
 @router.post("/{ref}/rules", status_code=202, response_model=Accepted)
-async def add_rule(ref: RefPath, body: RuleSpec, context: ContextDep, caller: CallerDep) -> Response:
+async def add_rule(
+    request: Request, ref: RefPath, body: RuleSpec, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Allow something; it takes effect on running VMs when the operation is done."""
     return await write(
         context,
         caller,
         lambda tx: networks.add_rule(tx, owner_for(tx, Kind.SECURITY_GROUP, ref, caller), ref, body),
+        request=request,
+        key=key,
     )
 
 

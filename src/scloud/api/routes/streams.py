@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from scloud.api.context import Context, get_context
+from scloud.api.context import Context, context_of
 from scloud.api.reading import fetch
 from scloud.api.schemas import RefPath
 from scloud.link.channel import Channel
@@ -35,7 +35,7 @@ async def forward(websocket: WebSocket, ref: RefPath, port: Annotated[int, Query
 
 
 async def _serve(websocket: WebSocket, ref: str, *, kind: str, port: int) -> None:
-    context: Context = get_context(websocket)
+    context: Context = context_of(websocket)
     await websocket.accept()
     try:
         caller = await context.caller(websocket)

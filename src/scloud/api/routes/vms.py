@@ -97,39 +97,77 @@ async def delete_vm(ref: RefPath, context: ContextDep, caller: CallerDep) -> Res
 
 
 @router.post("/{ref}/actions/start", status_code=202, response_model=Accepted)
-async def start_vm(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def start_vm(
+    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Start it; one in `error` is tried again."""
-    return await write(context, caller, lambda tx: vms.start(tx, owner_for(tx, Kind.VM, ref, caller), ref))
+    return await write(
+        context, caller, lambda tx: vms.start(tx, owner_for(tx, Kind.VM, ref, caller), ref), request=request, key=key
+    )
 
 
 @router.post("/{ref}/actions/stop", status_code=202, response_model=Accepted)
-async def stop_vm(ref: RefPath, context: ContextDep, caller: CallerDep, body: StopAsk | None = None) -> Response:
+async def stop_vm(
+    request: Request,
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    body: StopAsk | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
     """Ask the guest to shut down, and switch it off after a minute; with `force` at once."""
     force = body.force if body else False
-    return await write(context, caller, lambda tx: vms.stop(tx, owner_for(tx, Kind.VM, ref, caller), ref, force))
+    return await write(
+        context,
+        caller,
+        lambda tx: vms.stop(tx, owner_for(tx, Kind.VM, ref, caller), ref, force),
+        request=request,
+        key=key,
+    )
 
 
 @router.post("/{ref}/actions/reboot", status_code=202, response_model=Accepted)
-async def reboot_vm(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def reboot_vm(
+    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Reset a running VM."""
-    return await write(context, caller, lambda tx: vms.reboot(tx, owner_for(tx, Kind.VM, ref, caller), ref))
+    return await write(
+        context, caller, lambda tx: vms.reboot(tx, owner_for(tx, Kind.VM, ref, caller), ref), request=request, key=key
+    )
 
 
 @router.post("/{ref}/actions/resize", status_code=202, response_model=Accepted)
-async def resize_vm(ref: RefPath, body: ResizeAsk, context: ContextDep, caller: CallerDep) -> Response:
+async def resize_vm(
+    request: Request, ref: RefPath, body: ResizeAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
     """Other CPUs or memory: live where the guest allows it, else from its next start on."""
     return await write(
         context,
         caller,
         lambda tx: vms.resize(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.cpus, body.memory_mib),
+        request=request,
+        key=key,
     )
 
 
 @router.post("/{ref}/actions/rebuild", status_code=202, response_model=Accepted)
-async def rebuild_vm(ref: RefPath, context: ContextDep, caller: CallerDep, body: RebuildAsk | None = None) -> Response:
+async def rebuild_vm(
+    request: Request,
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    body: RebuildAsk | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
     """Make its system disk anew from its image, or another one; what was on that disk is lost."""
     image = body.image if body else None
-    return await write(context, caller, lambda tx: vms.rebuild(tx, owner_for(tx, Kind.VM, ref, caller), ref, image))
+    return await write(
+        context,
+        caller,
+        lambda tx: vms.rebuild(tx, owner_for(tx, Kind.VM, ref, caller), ref, image),
+        request=request,
+        key=key,
+    )
 
 
 @router.get("/{ref}/log", response_class=PlainTextResponse)
