@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scloud import __version__
 from scloud.api import problems
 from scloud.api.context import Context
+from scloud.api.problems import MEDIA_TYPE
 from scloud.api.routes import (
     accounts,
     disks,
@@ -129,7 +130,18 @@ def _add_docs(app: FastAPI) -> None:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]
+            _publish_problems(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _publish_problems(schema: dict[str, Any]) -> None:
+    """Problems have a media type of their own, which FastAPI cannot state beside a model."""
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for answer in operation["responses"].values():
+                content = answer.get("content", {})
+                if MEDIA_TYPE in content:
+                    content[MEDIA_TYPE] = content.pop("application/json")

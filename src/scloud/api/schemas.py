@@ -80,6 +80,29 @@ class AcceptedMany(Answer):
     resources: list[ResourceOut]
 
 
+class CandidateOut(Answer):
+    node: str
+    fits: bool
+    reasons: list[str]
+    score: float
+
+
+class PlanOut(Answer):
+    """Where a VM would go, and why not elsewhere."""
+
+    node: str | None
+    candidates: list[CandidateOut]
+
+
+class JoinOut(Answer):
+    token: str
+    command: str
+
+
+class NodeAccepted(Accepted):
+    join: JoinOut
+
+
 class ResourcePage(Answer):
     items: list[ResourceOut]
     next: str | None
@@ -120,6 +143,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "model": Problem, "content": {MEDIA_TYPE: {}}} for code, text in _ERRORS.items()
 }
 
+BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 RefPath = Annotated[str, Path(min_length=1, max_length=63, pattern=REF_PATTERN, description="the id or name")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items to a page")]
 Cursor = Annotated[str | None, Query(max_length=32, pattern=ID_CHARACTERS, description="`next` of the page before")]

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, accepted, begin, send, write
 from scloud.api.intents import networks
 from scloud.api.reading import add_reading, fetch, router_for
-from scloud.api.schemas import Accepted, ImageCreate, OperationOut, RefPath, Rename
+from scloud.api.schemas import BYTES, Accepted, ImageCreate, OperationOut, RefPath, Rename
 from scloud.controllers import finishing
 from scloud.controllers.image_files import UPLOAD, ImageFiles
 from scloud.model.errors import CloudError, ErrorKind, invalid
@@ -70,7 +70,12 @@ async def import_image(
     return await write(context, caller, make, request=request, key=key)
 
 
-@router.put("/{ref}/data", status_code=202, response_model=OperationOut)
+@router.put(
+    "/{ref}/data",
+    status_code=202,
+    response_model=OperationOut,
+    openapi_extra={"requestBody": {**BYTES, "required": True}},
+)
 async def upload_image(ref: RefPath, request: Request, context: ContextDep, caller: CallerDep) -> Response:
     """The bytes of an image whose source is `upload`; an upload that breaks off may be begun anew."""
     files = _files(context)
@@ -90,7 +95,7 @@ async def upload_image(ref: RefPath, request: Request, context: ContextDep, call
     return send(await context.store.write(begin_import), 202)
 
 
-@router.get("/{ref}/data", response_class=StreamingResponse)
+@router.get("/{ref}/data", response_class=StreamingResponse, responses={200: BYTES})
 async def download_image(
     ref: RefPath,
     context: ContextDep,

@@ -11,7 +11,7 @@ from fastapi import Query, Request, Response
 from scloud.api.context import AdminDep, Context, ContextDep, IdempotencyKey, accepted, begin, begin_and_end, write
 from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
-from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeCreate, RefPath
+from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
@@ -27,7 +27,7 @@ add_reading(nodes, Kind.NODE)
 JOIN_TOKEN_S = 24 * 3600.0
 
 
-@nodes.post("", status_code=202, response_model=Accepted)
+@nodes.post("", status_code=202, response_model=NodeAccepted)
 async def add_node(
     body: NodeCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
 ) -> Response:
@@ -59,7 +59,7 @@ def _join(context: Context) -> Callable[[Tx, str], dict[str, Any]]:
     return join
 
 
-@nodes.post("/{ref}/actions/join-token", status_code=202, response_model=Accepted)
+@nodes.post("/{ref}/actions/join-token", status_code=202, response_model=NodeAccepted)
 async def new_join_token(
     request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
 ) -> Response:

@@ -11,12 +11,14 @@ from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, writ
 from scloud.api.intents import vms
 from scloud.api.reading import add_show, fetch, list_page, owner_for, router_for
 from scloud.api.schemas import (
+    TEXT,
     Accepted,
     AcceptedMany,
     AllAccounts,
     Cursor,
     Limit,
     NameFilter,
+    PlanOut,
     RebuildAsk,
     RefFilter,
     RefPath,
@@ -62,7 +64,12 @@ async def list_vms(
 add_show(router, Kind.VM)
 
 
-@router.post("", status_code=202, response_model=Accepted | AcceptedMany)
+@router.post(
+    "",
+    status_code=202,
+    response_model=Accepted | AcceptedMany,
+    responses={200: {"description": "of a dry run", "model": PlanOut}},
+)
 async def create_vm(
     body: VmCreate,
     request: Request,
@@ -170,7 +177,7 @@ async def rebuild_vm(
     )
 
 
-@router.get("/{ref}/log", response_class=PlainTextResponse)
+@router.get("/{ref}/log", response_class=PlainTextResponse, responses={200: TEXT})
 async def vm_log(
     ref: RefPath,
     context: ContextDep,
