@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,9 +87,10 @@ def _start(steps: Steps, plan: LabPlan) -> None:
             manager.save_admin_context(context, make_current=plan.root == DEFAULT_LAB_ROOT)
         with Client(context) as client:
             with steps.step("Nodes") as step:
+                began = time.time()
                 if not _start_nodes(plan, client):
                     step.already()
-                nodes = wait_nodes(client, layout, plan.nodes)
+                nodes = wait_nodes(client, layout, plan.nodes, since=began if step.changed else 0.0)
                 step.say(f"{', '.join(plan.nodes)}; each {describe(nodes[0])}")
             with steps.step("Guest image micro") as step:
                 path, built = image.result()

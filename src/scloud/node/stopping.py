@@ -84,10 +84,20 @@ def _remove_devices(sandbox: Sandbox) -> None:
     names = switch_devices(sandbox.root / "etc/openvswitch/conf.db")
     if sandbox.exists() and "ovs-system" in names | _datapaths(sandbox):
         succeeds(sandbox.enter(["ovs-dpctl", "del-dp", "ovs-system"]))
+    if not any(process.command == "ovs-vswitchd" and _in_our_network(process) for process in scan()):
+        # The userspace datapath's own tap is persistent, in no database, and common to all switches of a network.
+        names.add("ovs-netdev")
     for link in orjson.loads(run(["ip", "-json", "-details", "link", "show"])):
         if link.get("ifname") in names and link.get("linkinfo", {}).get("info_kind") in _VIRTUAL:
             # It may have gone with another one meanwhile: the two ends of a veth do.
             succeeds(["ip", "link", "delete", link["ifname"]])
+
+
+def _in_our_network(process: Process) -> bool:
+    try:
+        return Path(f"/proc/{process.pid}/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
+    except OSError:
+        return False
 
 
 def _datapaths(sandbox: Sandbox) -> set[str]:

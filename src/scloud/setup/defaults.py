@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,15 @@ def ensure_hello(client: Client) -> bool:
         **{"nics": [{"subnet": DEFAULT, "security_groups": [DEFAULT]}], "keypairs": [DEFAULT]},
     }
     return ensure(client, "vms", HELLO, spec, VM_TIMEOUT_S)[1]
+
+
+def wait_hello(client: Client) -> dict[str, Any]:
+    """The first VM, when it runs: after a start of the whole cloud it is being started, too. Not if it is to be off."""
+    deadline = time.monotonic() + VM_TIMEOUT_S
+    while True:
+        vm: dict[str, Any] = client.get(f"/vms/{HELLO}")
+        state = vm["status"]["state"]
+        if state in ("running", "stopped", "error") or vm["spec"]["power"] == "off" or time.monotonic() > deadline:
+            return vm
+        # Nobody's operation starts it, so there is none to wait for.
+        time.sleep(0.2)

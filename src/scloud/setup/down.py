@@ -26,7 +26,8 @@ def down(layout: Layout, *, purge: bool, console: Console | None = None) -> None
         steps.console.print(
             f"The cloud is stopped; its data are in {layout.root}. `./scloud up` starts it, VMs too."
             if layout.root.exists()
-            else f"There is no cloud in {layout.root}."
+            else f"There is no cloud in {layout.root}.",
+            soft_wrap=True,
         )
         return
     with steps.step("Removing everything") as step:

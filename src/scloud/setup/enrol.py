@@ -40,12 +40,15 @@ def enrol(sandbox: Sandbox, config: AgentConfig, token: str) -> None:
     sandbox.run(*python("scloud.agent.enroll"), "--config", str(path), "--token", token, timeout_s=ENROL_TIMEOUT_S)
 
 
-def wait_nodes(client: Client, layout: Layout, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Wait until all are ready. The error names those that are not, and how the first one's log ends."""
+def wait_nodes(client: Client, layout: Layout, names: Sequence[str], since: float = 0.0) -> list[dict[str, Any]]:
+    """Wait until all are ready, and have been heard of after `since` (seconds since 1970).
+
+    The error names those that are not, and how the first one's log ends.
+    """
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         nodes = [client.get(f"/nodes/{name}") for name in names]
-        late = [node for node in nodes if node["status"]["state"] != "ready"]
+        late = [node for node in nodes if not _ready(node["status"], since)]
         if not late:
             return nodes
         if time.monotonic() > deadline:
@@ -56,3 +59,7 @@ def wait_nodes(client: Client, layout: Layout, names: Sequence[str]) -> list[dic
             )
         # The API has no way to wait for a node's state.
         time.sleep(_LOOK_S)
+
+
+def _ready(status: dict[str, Any], since: float) -> bool:
+    return status["state"] == "ready" and (status.get("last_seen") or 0.0) >= since

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 from scloud.model.errors import CloudError
 
@@ -58,7 +59,7 @@ class Steps:
         self._line("[green]✓[/]", title, "", took_s)
 
     def _line(self, mark: str, title: str, note: str, took: float) -> None:
-        self.console.print(f"{mark} {title:<28} [dim]{took:6.1f} s[/]  [dim]{note}[/]", soft_wrap=True)
+        self.console.print(f"{mark} {escape(title):<28} [dim]{took:6.1f} s[/]  [dim]{escape(note)}[/]", soft_wrap=True)
 
     def elapsed(self) -> float:
         return time.monotonic() - self._began

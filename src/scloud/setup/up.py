@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,9 +50,12 @@ def up(layout: Layout, console: Console | None = None) -> None:
             manager.save_admin_context(context, make_current=True)
         with Client(context) as client:
             with steps.step(f"Node {sandbox.name}") as step:
+                began = time.time()
                 if not start_node(layout, sandbox, manager.link_of(layout), client):
                     step.already()
-                step.say(describe(wait_nodes(client, layout, [sandbox.name])[0]))
+                # What the manager knows of a node whose agent has only now been started is of another time.
+                nodes = wait_nodes(client, layout, [sandbox.name], since=began if step.changed else 0.0)
+                step.say(describe(nodes[0]))
             with steps.step("Guest image micro") as step:
                 path, built = image.result()
                 if not built:
@@ -113,8 +117,8 @@ def describe(node: dict[str, object]) -> str:
     assert isinstance(status, dict)
     accelerator, capacity = status.get("accelerator") or {}, status.get("capacity") or {}
     return (
-        f"{capacity.get('cpus', 0)} CPUs, {capacity.get('memory_mib', 0)} MiB, "
-        f"{accelerator.get('kind', '?')}: {accelerator.get('reason', '')}"
+        f"{capacity.get('cpus', 0)} CPUs, {capacity.get('memory_mib', 0) // 1024} GiB, "
+        f"guests by {accelerator.get('kind', '?')}"
     )
 
 
@@ -133,7 +137,7 @@ def make_defaults(steps: Steps, client: Client, image: Path) -> None:
     with steps.step("VM hello") as step:
         if not defaults.ensure_hello(client):
             step.already()
-        status = client.get(f"/vms/{defaults.HELLO}")["status"]
+        status = defaults.wait_hello(client)["status"]
         step.say(f"{status['state']}, {', '.join(status.get('addresses') or [])}")
 
 
