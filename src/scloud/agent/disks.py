@@ -99,7 +99,6 @@ class Disks:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredDisk):
                 self._problems.pop(disk, None)
-                self.workers.forget(key)
                 return None
             plan = await self._plan(desired)
             if plan.action is None:

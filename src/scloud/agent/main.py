@@ -31,6 +31,7 @@ from scloud.agent.images import ImageCache
 from scloud.agent.journal import FileJournal
 from scloud.agent.network import NetworkSettings
 from scloud.agent.seeds import SeedFolder
+from scloud.agent.upkeep import keep_tidy
 from scloud.agent.vms import VmSettings
 from scloud.drivers.hypervisor.accelerator import measure
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
@@ -131,12 +132,16 @@ async def run(config: AgentConfig) -> None:
     )
     daemon = Daemon(drivers, around)
     reconcilers.append(daemon.reconciler.engine_started)
-    keeping = asyncio.create_task(engines.run(), name="engines")
+    keeping = [
+        asyncio.create_task(engines.run(), name="engines"),
+        asyncio.create_task(keep_tidy(config.consoles, images), name="upkeep"),
+    ]
     try:
         await daemon.run()
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
         await images.close()
         await journal.close()
         await hypervisor.close()

@@ -132,7 +132,7 @@ class Network:
         ports = await within("query", "listing the switch's ports", self._switch.ports())
         ours = [port for port in ports if port.owner.startswith(("port/", "vpc/"))]
         now = {port.owner: (port.name, port.ofport) for port in ours}
-        for owner in before.keys() | now.keys():
+        for owner in sorted(before.keys() | now.keys()):
             if (
                 self.workers.working(owner)
                 or self._touched.get(owner, 0) >= mark
@@ -229,7 +229,6 @@ class Network:
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredPort):
-                self.workers.forget(key)
                 return None
             mine = desired.node_id == self._settings.node
             # A nic that is another node's now may have left its tap here.
@@ -320,14 +319,14 @@ class Network:
         before, self._flowing = self._flowing, {f"port/{item.port.id}": item for item in view.local}
         if self._target >= target:  # else a new connection has begun, with revisions of its own
             self._board.network_revision = target
-        for key in before.keys() | self._flowing.keys():
+        for key in sorted(before.keys() | self._flowing.keys()):
             if before.get(key) != self._flowing.get(key):
                 self.workers.wake(key)
         self._meet({port.port.tunnel_ip for port in view.remote if port.port.tunnel_ip})
         return loop.time() + WATCH_SWITCH_S
 
     def _meet(self, peers: set[str]) -> None:
-        for gone in self._peers - peers:
+        for gone in sorted(self._peers - peers):
             self.workers.forget(f"peer/{gone}")
         new = peers - self._peers
         self._peers = peers

@@ -54,7 +54,7 @@ class Usage:
             if vm not in held:
                 self.saw(vm, facts)
         self.known = True
-        return [vm for vm in before.keys() | self._open.keys() if before.get(vm) != self._open.get(vm)]
+        return [vm for vm in sorted(before.keys() | self._open.keys()) if before.get(vm) != self._open.get(vm)]
 
     def about_to(self, vm: str, disks: Iterable[str] = (), nics: Iterable[str] = ()) -> None:
         """From now on these count as open by the VM."""

@@ -94,7 +94,6 @@ class Vms:
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredVm):
-                self.workers.forget(key)
                 return None
             if vm in self._uncertain:
                 await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))

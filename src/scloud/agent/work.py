@@ -118,8 +118,12 @@ class Workers:
                     break
         finally:
             job.task = None
-        if not self._stopped and wake_at is not None:
+        if self._stopped:
+            return
+        if wake_at is not None:
             job.timer = loop.call_at(max(wake_at, loop.time()), self._due, key)
+        elif self._jobs.get(key) is job:
+            del self._jobs[key]
 
     def _due(self, key: str) -> None:
         job = self._jobs.get(key)
