@@ -10,7 +10,7 @@ from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.store import nodes, operations
 from scloud.store.database import Tx
 from scloud.store.operations import OperationState
-from scloud.store.resources import Resource, find, find_many, remove, save, sources_of, unrefer
+from scloud.store.resources import Resource, find, remove, save, unrefer, using
 
 
 def complete(tx: Tx, row: Resource, generation: int, message: str = "done") -> None:
@@ -37,9 +37,8 @@ def complete_deletion(tx: Tx, row: Resource, message: str = "deleted") -> None:
 
 def owned(tx: Tx, vm: Resource) -> list[Resource]:
     """What lives and dies with a VM: its system disk and the nics made with it."""
-    ids = sources_of(tx, vm.id, "vm")
     result = []
-    for row in find_many(tx, ids).values():
+    for row in using(tx, vm.id, "vm"):
         if (row.kind == Kind.DISK and row.spec_as(DiskSpec).system) or (
             row.kind == Kind.NIC and row.spec_as(NicSpec).delete_with_vm
         ):
@@ -101,10 +100,7 @@ def begin_vm_deletion(tx: Tx, vm: Resource) -> None:
     """Mark a VM and what it owns as leaving, and let go of what it only uses."""
     reason = "being deleted"
     own = {row.id for row in owned(tx, vm)}
-    for id in sources_of(tx, vm.id, "vm"):
-        row = find(tx, id, gone=True)
-        if row is None:
-            continue
+    for row in using(tx, vm.id, "vm"):
         if row.id in own:
             leave(tx, row, reason)
         elif row.kind == Kind.DISK:

@@ -15,12 +15,13 @@ from scloud.controllers import deadlines, node_state, reports
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.network_wait import NetworkWait
-from scloud.controllers.placement import Batch
+from scloud.controllers.placement import Batch, read_nodes
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
 from scloud.controllers.waiters import Waiters
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
+from scloud.scheduler.snapshot import NodeSnapshot
 from scloud.store import operations, tokens
 from scloud.store.database import Store, Tx
 from scloud.store.operations import WorkItem
@@ -43,6 +44,7 @@ class Manager:
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
+        self._nodes: tuple[NodeSnapshot, ...] | None = None
         self._touched: dict[str, None] = {}
         self._refreshing = False
         self._touch_event = asyncio.Event()
@@ -80,6 +82,10 @@ class Manager:
                 self._work_event.set()
             elif kind == "operation":
                 self.waiters.wake(key)
+            elif kind in (Kind.NODE, Kind.CLUSTER):
+                self._nodes = None
+                self._touched[key] = None
+                self._touch_event.set()
             elif kind == "event":
                 self.waiters.wake("events")
             else:
@@ -122,7 +128,8 @@ class Manager:
             items = [item for item in await self.store.read(operations.due) if item.key not in self._running]
             vms = [item for item in items if item.key.startswith("vm/")]
             if vms:
-                await self.store.write(lambda tx, vms=vms: self._place(tx, vms))  # type: ignore[misc]
+                nodes = await self._read_nodes()
+                await self.store.write(lambda tx, vms=vms, nodes=nodes: self._place(tx, vms, nodes))  # type: ignore[misc]
             for item in items:
                 if not item.key.startswith("vm/"):
                     self._begin(item)
@@ -140,12 +147,18 @@ class Manager:
         except TimeoutError:
             pass
 
-    def _place(self, tx: Tx, items: list[WorkItem]) -> None:
+    async def _read_nodes(self) -> tuple[NodeSnapshot, ...]:
+        """Kept until a node or cluster changes: reading hundreds of them for every few VMs would cost the most."""
+        if self._nodes is None:
+            self._nodes = await self.store.read(read_nodes)
+        return self._nodes
+
+    def _place(self, tx: Tx, items: list[WorkItem], nodes: tuple[NodeSnapshot, ...]) -> None:
         batch: Batch | None = None
         for item in items:
             row = find(tx, item.key.partition("/")[2])
             if row is not None and row.node is None and row.state == State.PENDING:
-                batch = batch or Batch(tx, {session.node: session.load.cpu for session in self.sessions})
+                batch = batch or Batch(tx, {session.node: session.load.cpu for session in self.sessions}, nodes)
                 batch.place(row)
             operations.finish(tx, item)
 

@@ -5,7 +5,8 @@ Because what nodes have promised is read and raised in one transaction of the on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, ErrorKind
@@ -17,41 +18,68 @@ from scloud.scheduler.snapshot import NodeSnapshot, Plan, Request
 from scloud.store import nodes as usage
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, all_of, find, find_many, save, sources_of
+from scloud.store.resources import Resource, all_of, find, find_many, save, sources_of, using
 
 Loads = Mapping[str, float]
 
 
-def snapshot(tx: Tx, loads: Loads) -> list[NodeSnapshot]:
-    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node."""
+def node_of(row: Resource, cluster: ClusterSpec) -> NodeSnapshot:
+    """A node without what it has promised."""
+    spec, status = row.spec_as(NodeSpec), row.status_as(NodeStatus)
+    return NodeSnapshot(
+        id=row.id,
+        name=row.name,
+        ready=status.state == State.READY,
+        cordoned=spec.cordoned,
+        architecture=status.architecture,
+        cpus=int(status.capacity.cpus * cluster.cpu_overcommit),
+        memory_mib=status.capacity.memory_mib,
+        disk_mib=status.capacity.disk_mib,
+        reason="" if status.state == State.READY else f"is {status.state}",
+    )
+
+
+def read_nodes(tx: Tx) -> tuple[NodeSnapshot, ...]:
+    """All nodes without what they have promised."""
     clusters = {row.id: row.spec_as(ClusterSpec) for row in all_of(tx, Kind.CLUSTER)}
+    return tuple(
+        node_of(row, clusters.get(row.spec_as(NodeSpec).cluster, ClusterSpec())) for row in all_of(tx, Kind.NODE)
+    )
+
+
+def snapshot(tx: Tx, loads: Loads, nodes: Sequence[NodeSnapshot] | None = None) -> list[NodeSnapshot]:
+    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node.
+
+    `nodes` may have been read shortly before; what they have promised is read here, in the transaction that adds to it.
+    """
     used = usage.usages(tx)
     result = []
-    for row in all_of(tx, Kind.NODE):
-        spec, status = row.spec_as(NodeSpec), row.status_as(NodeStatus)
-        cluster = clusters.get(spec.cluster, ClusterSpec())
-        mine = used.get(row.id, usage.Usage(row.id))
-        result.append(
-            NodeSnapshot(
-                id=row.id,
-                name=row.name,
-                ready=status.state == State.READY,
-                cordoned=spec.cordoned,
-                architecture=status.architecture,
-                cpus=int(status.capacity.cpus * cluster.cpu_overcommit),
-                memory_mib=status.capacity.memory_mib,
-                disk_mib=status.capacity.disk_mib,
-                cpus_used=mine.cpus,
-                memory_used_mib=mine.memory_mib,
-                disk_used_mib=mine.disk_mib,
-                cpu_load=loads.get(row.id, 0.0),
-                reason="" if status.state == State.READY else f"is {status.state}",
+    for node in read_nodes(tx) if nodes is None else nodes:
+        mine = used.get(node.id)
+        if mine is None:
+            result.append(replace(node, cpu_load=loads.get(node.id, 0.0)))
+        else:
+            result.append(
+                replace(
+                    node,
+                    cpus_used=mine.cpus,
+                    memory_used_mib=mine.memory_mib,
+                    disk_used_mib=mine.disk_mib,
+                    cpu_load=loads.get(node.id, 0.0),
+                )
             )
-        )
     return result
 
 
-def request_for(tx: Tx, account: str, spec: VmSpec, disk_mib: int, exclude: str | None = None) -> Request:
+def request_for(
+    tx: Tx,
+    account: str,
+    spec: VmSpec,
+    disk_mib: int,
+    exclude: str | None = None,
+    account_vms: Mapping[str, int] | None = None,
+    architecture: str | None = None,
+) -> Request:
     """What the scheduler is asked, with where the account's and the group's VMs are now."""
     group_vms: dict[str, int] = {}
     hard = False
@@ -62,17 +90,21 @@ def request_for(tx: Tx, account: str, spec: VmSpec, disk_mib: int, exclude: str 
         for member in find_many(tx, members).values():
             if member.node is not None:
                 group_vms[member.node] = group_vms.get(member.node, 0) + 1
-    image = find(tx, spec.image)
     return Request(
         cpus=spec.cpus,
         memory_mib=spec.memory_mib,
         disk_mib=disk_mib,
-        architecture=image.spec_as(ImageSpec).architecture if image else "x86_64",
+        architecture=architecture or architecture_of(tx, spec.image),
         node=spec.node,
-        account_vms=usage.vms_by_account(tx, account),
+        account_vms=usage.vms_by_account(tx, account) if account_vms is None else account_vms,
         group_vms=group_vms,
         group_hard=hard,
     )
+
+
+def architecture_of(tx: Tx, image: str) -> str:
+    row = find(tx, image)
+    return row.spec_as(ImageSpec).architecture if row else "x86_64"
 
 
 def plan(tx: Tx, request: Request, loads: Loads) -> Plan:
@@ -83,11 +115,12 @@ def plan(tx: Tx, request: Request, loads: Loads) -> Plan:
 class Batch:
     """The nodes as they are after each placement of one transaction."""
 
-    def __init__(self, tx: Tx, loads: Loads) -> None:
+    def __init__(self, tx: Tx, loads: Loads, nodes: Sequence[NodeSnapshot] | None = None) -> None:
         self._tx = tx
-        self._nodes = snapshot(tx, loads)
+        self._nodes = snapshot(tx, loads, nodes)
         self._index = {node.id: number for number, node in enumerate(self._nodes)}
         self._accounts: dict[str, dict[str, int]] = {}
+        self._architectures: dict[str, str] = {}
 
     def place(self, vm: Resource) -> bool:
         """Give a VM its node, or put it into `error` with the reasons. True if it was placed."""
@@ -96,7 +129,12 @@ class Batch:
         disks, nics = attached(tx, vm)
         pinned = self._pin(spec, disks)
         disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in disks if disk.node is None)
-        request = request_for(tx, vm.account, pinned, disk_mib, exclude=vm.id)
+        counts = self._accounts.get(vm.account)
+        if counts is None:
+            counts = self._accounts[vm.account] = usage.vms_by_account(tx, vm.account)
+        if spec.image not in self._architectures:
+            self._architectures[spec.image] = architecture_of(tx, spec.image)
+        request = request_for(tx, vm.account, pinned, disk_mib, vm.id, counts, self._architectures[spec.image])
         node = choose(self._nodes, request)
         if node is None:
             reason = f"no node can take it: {place(self._nodes, request).explain()}"
@@ -107,6 +145,7 @@ class Batch:
             return False
         number = self._index[node]
         self._nodes[number] = take(self._nodes, number, request)
+        counts[node] = counts.get(node, 0) + 1
         usage.promise(tx, node, cpus=spec.cpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
         settle(tx, vm, node, self._nodes[number].name, disks, nics)
         return True
@@ -122,7 +161,7 @@ class Batch:
 
 def attached(tx: Tx, vm: Resource) -> tuple[list[Resource], list[Resource]]:
     """A VM's disks and nics."""
-    rows = sorted(find_many(tx, sources_of(tx, vm.id, "vm"), gone=False).values(), key=lambda row: row.id)
+    rows = [row for row in using(tx, vm.id, "vm") if not row.gone]
     return [row for row in rows if row.kind == Kind.DISK], [row for row in rows if row.kind == Kind.NIC]
 
 

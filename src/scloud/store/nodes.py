@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, select, text
 
 from scloud.store.database import Tx
 from scloud.store.tables import resource, usage
@@ -27,17 +27,16 @@ def usage_of(tx: Tx, node: str) -> Usage:
     return Usage(*row) if row else Usage(node)
 
 
+_PROMISE = text(
+    "INSERT INTO node_usage (node, cpus, memory_mib, disk_mib) VALUES (:node, :cpus, :memory_mib, :disk_mib) "
+    "ON CONFLICT (node) DO UPDATE SET cpus = node_usage.cpus + excluded.cpus, "
+    "memory_mib = node_usage.memory_mib + excluded.memory_mib, disk_mib = node_usage.disk_mib + excluded.disk_mib"
+)
+
+
 def promise(tx: Tx, node: str, *, cpus: int = 0, memory_mib: int = 0, disk_mib: int = 0) -> None:
     """Add to (or, with negative numbers, give back from) what a node has promised."""
-    changed = tx.conn.execute(
-        update(usage)
-        .where(usage.c.node == node)
-        .values(
-            cpus=usage.c.cpus + cpus, memory_mib=usage.c.memory_mib + memory_mib, disk_mib=usage.c.disk_mib + disk_mib
-        )
-    )
-    if not changed.rowcount:
-        tx.conn.execute(insert(usage), [{"node": node, "cpus": cpus, "memory_mib": memory_mib, "disk_mib": disk_mib}])
+    tx.conn.execute(_PROMISE, {"node": node, "cpus": cpus, "memory_mib": memory_mib, "disk_mib": disk_mib})
 
 
 def forget(tx: Tx, node: str) -> None:

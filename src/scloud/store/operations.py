@@ -80,6 +80,13 @@ _END = (
     .values({name: bindparam(name) for name in ("state", "message", "error", "finished_at", "progress")})
 )
 
+_PROGRESS = (
+    update(operation)
+    .where(operation.c.id == bindparam("which"), operation.c.state.in_(OPEN))
+    .values(progress=bindparam("progress"), message=bindparam("message"))
+)
+_FINISH = delete(work).where(work.c.key == bindparam("which"), work.c.version == bindparam("seen"))
+
 
 def _row(row: Row[Any]) -> Operation:
     return Operation(*tuple(row))
@@ -125,11 +132,7 @@ def end(tx: Tx, op: Operation, state: OperationState, message: str, *, code: str
 
 
 def progress(tx: Tx, op_id: str, percent: int, message: str) -> None:
-    tx.conn.execute(
-        update(operation)
-        .where(operation.c.id == op_id, operation.c.state.in_(OPEN))
-        .values(progress=percent, message=message)
-    )
+    tx.conn.execute(_PROGRESS, {"which": op_id, "progress": percent, "message": message})
     tx.touch(f"operation/{op_id}")
 
 
@@ -287,7 +290,7 @@ def next_due(tx: Tx) -> float | None:
 
 def finish(tx: Tx, item: WorkItem) -> None:
     """The item is done, unless it was enqueued again meanwhile."""
-    tx.conn.execute(delete(work).where(work.c.key == item.key, work.c.version == item.version))
+    tx.conn.execute(_FINISH, {"which": item.key, "seen": item.version})
 
 
 def retry(tx: Tx, item: WorkItem, *, delay: float) -> None:

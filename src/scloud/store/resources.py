@@ -31,6 +31,13 @@ KEEP: Final = _Keep.KEEP
 """Leave a column as it is, where None means something."""
 # Built once: building an expression costs more than running it. The same text serves SQLite and PostgreSQL.
 _BY_ID = select(resource).where(resource.c.id == bindparam("id"))
+_BY_IDS = select(resource).where(resource.c.id.in_(bindparam("ids", expanding=True)))
+_USING = (
+    select(resource)
+    .join(reference, reference.c.source == resource.c.id)
+    .where(reference.c.target == bindparam("target"), reference.c.role == bindparam("role"))
+    .order_by(resource.c.id)
+)
 _LIVE = select(resource).where(resource.c.kind == bindparam("kind"), resource.c.gone.is_(False))
 _LIVE_BY_ID = _LIVE.where(resource.c.id == bindparam("ref"))
 _LIVE_BY_ID_OF = _LIVE_BY_ID.where(resource.c.account == bindparam("account"))
@@ -129,7 +136,7 @@ def find_many(tx: Tx, ids: Iterable[str], *, gone: bool = True) -> dict[str, Res
     wanted = list(dict.fromkeys(ids))
     found: dict[str, Resource] = {}
     for start in range(0, len(wanted), 500):
-        for row in tx.conn.execute(select(resource).where(resource.c.id.in_(wanted[start : start + 500]))):
+        for row in tx.conn.execute(_BY_IDS, {"ids": wanted[start : start + 500]}):
             if gone or not row.gone:
                 found[row.id] = _row(row)
     return found
@@ -321,6 +328,11 @@ def users_of(tx: Tx, target: str, *, limit: int = 50) -> list[Resource]:
         .limit(limit)
     )
     return [_row(row) for row in tx.conn.execute(query)]
+
+
+def using(tx: Tx, target: str, role: str) -> list[Resource]:
+    """What uses a resource in a role, tombstones too, in order of id."""
+    return [_row(row) for row in tx.conn.execute(_USING, {"target": target, "role": role})]
 
 
 def sources_of(tx: Tx, target: str, role: str) -> list[str]:
