@@ -1,0 +1,229 @@
+"""What may never be so, and what must be so in the end."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import select
+
+from scloud.controllers.audit import audit
+from scloud.drivers.switch.protocol import TUNNEL_OFPORT
+from scloud.flows.compile import compile_view
+from scloud.model.desired import DesiredPort
+from scloud.model.kinds import TRANSITIONAL, Kind, State
+from scloud.model.specs import DiskSpec, NicSpec, VmSpec
+from scloud.reconcile.network import node_view
+from scloud.store import nodes as usage
+from scloud.store import operations
+from scloud.store.database import Tx
+from scloud.store.resources import Resource
+from scloud.store.tables import resource, work
+
+from .processes import AgentProcess
+from .world import World
+
+SLACK_S = 8.0
+"""After an operation's deadline, or the manager's start if that came later, until the operation must have ended."""
+GOOD_REASONS = (
+    re.compile(r"^no node can take it"),
+    re.compile(r"^QEMU died .* within ten minutes"),
+)
+"""Why a VM may be in `error` when nothing is broken any more."""
+
+
+def _rows(tx: Tx) -> list[Resource]:
+    query = select(resource).order_by(resource.c.id)
+    return [Resource(*tuple(row)) for row in tx.conn.execute(query)]
+
+
+class Checks:
+    """`always` at any moment; `converged` says what is still to happen; `final` once nothing is."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seen: dict[str, str] = {}
+        self._buried: set[str] = set()
+        self._makings: dict[str, tuple[int, int]] = {}
+
+    # --- at any moment
+
+    def always(self) -> None:
+        world = self._world
+        rows = world.base.read_now(_rows)
+        by_id = {row.id: row for row in rows}
+        self._deleted_stays_deleted(rows, by_id)
+        self._nothing_twice()
+        self._promises(rows)
+        self._deadlines()
+        self._bytes()
+
+    def _deleted_stays_deleted(self, rows: list[Resource], by_id: dict[str, Resource]) -> None:
+        world = self._world
+        for row in rows:
+            if row.id in world.dead_ids:
+                world.violation(f"{row.kind} {row.id} was deleted and is back")
+            if row.id in self._buried and not row.gone:
+                world.violation(f"{row.kind} {row.id} was deleted for its owner and is back")
+            if row.gone:
+                self._buried.add(row.id)
+        world.dead_ids.update(id for id in self._seen if id not in by_id)
+        self._seen = {row.id: row.kind for row in rows}
+        for node in world.nodes:
+            machine = node.hardware
+            for vm in machine.host.domains:
+                if vm in world.dead_ids:
+                    world.violation(f"{vm} was deleted, and has a domain on {node.name}")
+            for disk in machine.disk.volumes:
+                if disk in world.dead_ids:
+                    world.violation(f"{disk} was deleted, and has bytes on {node.name}")
+
+    def _nothing_twice(self) -> None:
+        running: Counter[str] = Counter()
+        macs: Counter[str] = Counter()
+        for node in self._world.nodes:
+            for vm, domain in node.hardware.host.domains.items():
+                if domain.running:
+                    running[vm] += 1
+                    macs.update(nic.mac for nic in domain.nics.values())
+        for what, count in (running + macs).items():
+            if count > 1:
+                self._world.violation(f"{what} is live {count} times")
+        addresses: dict[tuple[str, str], str] = {}
+        for node in self._world.nodes:
+            on_switch = _on_switch(node)
+            for item in node.hardware.desired():
+                if isinstance(item, DesiredPort) and item.node_id == node.id and f"port/{item.id}" in on_switch:
+                    key = (item.vpc, item.ip)
+                    if addresses.setdefault(key, item.id) != item.id:
+                        self._world.violation(f"{item.ip} is on {addresses[key]} and {item.id} of one VPC")
+
+    def _promises(self, rows: list[Resource]) -> None:
+        world = self._world
+        due: dict[str, list[int]] = {}
+        for row in rows:
+            if row.node is None:
+                continue
+            mine = due.setdefault(row.node, [0, 0, 0])
+            if row.kind == Kind.VM:
+                spec = row.spec_as(VmSpec)
+                mine[0] += spec.cpus
+                mine[1] += spec.memory_mib
+            elif row.kind == Kind.DISK:
+                mine[2] += row.spec_as(DiskSpec).size_mib
+        promised = world.base.read_now(usage.usages)
+        for node in world.nodes:
+            has = promised.get(node.id, usage.Usage(node.id))
+            wanted = due.get(node.id, [0, 0, 0])
+            if [has.cpus, has.memory_mib, has.disk_mib] != wanted:
+                world.violation(f"{node.name} has promised {has}, and on it are {wanted} (CPUs, memory, disk)")
+
+    def _deadlines(self) -> None:
+        world = self._world
+        if not world.manager.up:
+            return
+        for op in world.base.read_now(operations.all_open):
+            since = max(op.deadline_at, world.manager.up_since + world.clock() - world.loop.time())
+            if world.clock() > since + SLACK_S:
+                world.violation(f"{op.action} {op.id} is open {world.clock() - op.deadline_at:.1f} s past its deadline")
+
+    def _bytes(self) -> None:
+        """A disk's bytes are made once for each incarnation, as far as any guest has seen them."""
+        for node in self._world.nodes:
+            for disk in sorted(node.hardware.disk.in_use):
+                volume = node.hardware.disk.volumes.get(disk)
+                if volume is None:
+                    self._world.violation(f"{disk} is open on {node.name} and has no bytes")
+                    continue
+                known = self._makings.setdefault(disk, (volume.incarnation, volume.making))
+                if known[0] == volume.incarnation and known[1] != volume.making:
+                    self._world.violation(f"the bytes of {disk} were made anew, and a guest had written to them")
+                self._makings[disk] = (volume.incarnation, volume.making)
+
+    # --- in the end
+
+    def pending(self) -> list[str]:
+        """What has still to happen before all is as it should be."""
+        world = self._world
+        rows = world.base.read_now(_rows)
+        left = [f"operation {op.action} {op.resource_id} is open" for op in world.base.read_now(operations.all_open)]
+        items = world.base.read_now(lambda tx: [row.key for row in tx.conn.execute(select(work.c.key))])
+        left += [f"work on {key} is queued" for key in items]
+        for row in rows:
+            if row.gone:
+                left.append(f"{row.kind} {row.id} is a tombstone: {row.status}")
+            elif row.state in TRANSITIONAL:
+                left.append(f"{row.kind} {row.id} is {row.state}: {row.status}")
+            elif row.kind == Kind.NODE and row.state != State.READY:
+                left.append(f"node {row.name} is {row.state}")
+            elif row.kind == Kind.VM:
+                left += _vm_pending(row)
+            elif row.kind in (Kind.DISK, Kind.NIC) and row.state != State.READY:
+                left.append(f"{row.kind} {row.id} is {row.state}: {row.status}")
+        return left
+
+    async def final(self) -> None:
+        """`pending` is empty: now everything agrees with everything."""
+        world = self._world
+        for node in world.nodes:
+            self._flows(node)
+        self._devices(world.base.read_now(_rows))
+        report = await self._audit()
+        if not report["clean"]:
+            world.violation("the audit finds: " + "; ".join(f"{item}" for item in report["findings"]))
+
+    async def _audit(self) -> dict[str, Any]:
+        manager = self._world.manager
+        assert manager.life is not None and manager.manager is not None
+        report: dict[str, Any] = await manager.life.spawn(audit(manager.manager))
+        return report
+
+    def _flows(self, node: AgentProcess) -> None:
+        """The switch has what a fresh compile of the journal gives."""
+        ofports = _on_switch(node)
+        view = node_view(node.hardware.desired(), node.id, ofports, node.tunnel_ip, TUNNEL_OFPORT)
+        wanted, has = set(compile_view(view)), set(node.hardware.switch.flows.flows())
+        if wanted != has:
+            extra, missing = sorted(map(str, has - wanted))[:3], sorted(map(str, wanted - has))[:3]
+            self._world.violation(f"flows of {node.name}: too many {extra}, missing {missing}")
+
+    def _devices(self, rows: list[Resource]) -> None:
+        """A running VM has the disks and nics it is to have, and no others; sizes too."""
+        world = self._world
+        nodes = {node.id: node for node in world.nodes}
+        for row in rows:
+            if row.kind != Kind.VM or row.state != State.RUNNING or row.node is None:
+                continue
+            domain = nodes[row.node].hardware.host.domains.get(row.id)
+            if domain is None or not domain.running:
+                world.violation(f"{row.id} is said to run on {nodes[row.node].name} and does not")
+                continue
+            disks = {r.id for r in rows if r.kind == Kind.DISK and r.spec_as(DiskSpec).vm == row.id}
+            nics = {r.id for r in rows if r.kind == Kind.NIC and r.spec_as(NicSpec).vm == row.id}
+            has_disks = {disk for disk in domain.disks if not disk.endswith("-cidata")}
+            if has_disks != disks or set(domain.nics) != nics:
+                world.violation(f"{row.id} has {has_disks} and {set(domain.nics)}, not {disks} and {nics}")
+
+
+def _vm_pending(row: Resource) -> list[str]:
+    spec = row.spec_as(VmSpec)
+    if row.state == State.ERROR:
+        reason = str(row.status)
+        if any(pattern.search(_reason(row)) for pattern in GOOD_REASONS):
+            return []
+        return [f"vm {row.id} is in error: {reason}"]
+    wanted = State.RUNNING if spec.power == "on" else State.STOPPED
+    return [] if row.state == wanted else [f"vm {row.id} is {row.state}, wanted {wanted}: {row.status}"]
+
+
+def _reason(row: Resource) -> str:
+    from scloud.model.statuses import VmStatus
+
+    return row.status_as(VmStatus).reason
+
+
+def _on_switch(node: AgentProcess) -> dict[str, int]:
+    switch = node.hardware.switch
+    present = switch.devices | set(switch.taps)
+    return {port.owner: port.ofport for name, port in switch._ports.items() if name in present}

@@ -1,0 +1,256 @@
+"""What of a node outlives its agent: disks, engines, guests, the journal's file; and the drivers an agent has to them.
+
+A driver gives every call a delay and ends it with an await, so that an agent can die before and after each effect.
+What the hypervisor was asked to do it does, whether or not the one who asked is still there: as libvirtd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from scloud.agent.journal import AnyDesired, MemoryJournal
+from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
+from scloud.drivers.hypervisor.protocol import DomainSpec
+from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
+from scloud.drivers.netfunc.protocol import VpcServiceSpec
+from scloud.drivers.storage.fake import FakeDisk, FakeStorage
+from scloud.drivers.switch.fake import FakeOvs
+from scloud.model.desired import DesiredPort, DesiredVm
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import NodeLoad
+from scloud.reconcile.network import service_name
+
+from .loop import WORLD, Life, SimLoop
+
+IMAGE_MIB = 8
+
+
+class LinkedDisk(FakeDisk):
+    """Knows which disks running domains have open: throwing one away is an AssertionError inside the driver."""
+
+    host: FakeHost
+
+    @property
+    def in_use(self) -> set[str]:  # type: ignore[override]
+        running = (domain for domain in self.host.domains.values() if domain.running)
+        return {disk.disk for domain in running for disk in domain.disks.values() if not disk.read_only}
+
+    @in_use.setter
+    def in_use(self, value: set[str]) -> None:
+        assert not value
+
+
+class JournalFile:
+    """The bytes on the disk. A process that dies while it writes leaves some of its records, or none."""
+
+    def __init__(self) -> None:
+        self.content = MemoryJournal()
+
+
+class Journal(MemoryJournal):
+    """One agent's journal: reads the file when it is made, writes to it, and dies with the agent."""
+
+    def __init__(self, file: JournalFile, rng: Random) -> None:
+        super().__init__()
+        self._file = file
+        self._rng = rng
+        self._take_all(file.content._snapshot())
+
+    async def _persist(self, records: list[dict[str, Any]]) -> None:
+        await asyncio.sleep(0)
+        if len(records) > 1:  # one line after the other: death may come between
+            cut = self._rng.randrange(len(records))
+            self._file.content._take_all(records[:cut])
+            await asyncio.sleep(0)
+            self._file.content._take_all(records[cut:])
+        else:
+            self._file.content._take_all(records)
+        await asyncio.sleep(0)
+        self._take_all(records)
+
+
+class Driver:
+    """Passes calls on with a delay before and an await after. `trouble` may raise instead of the effect."""
+
+    def __init__(self, inner: Any, delay: Callable[[], float], trouble: Callable[[str], None]) -> None:
+        self._inner = inner
+        self._delay = delay
+        self._trouble = trouble
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if name == "events":
+            return method
+
+        async def call(*args: Any, **named: Any) -> Any:
+            wait = self._delay()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            self._trouble(name)
+            result = await method(*args, **named)
+            await asyncio.sleep(0)
+            return result
+
+        setattr(self, name, call)
+        return call
+
+
+class Libvirt(FakeHypervisor):
+    """What is begun goes on when the agent has died or given up waiting: a start here, a guest's shutdown there."""
+
+    def __init__(self, host: FakeHost, engine: Life, started: Callable[[str], None]) -> None:
+        super().__init__(host)
+        self._engine = engine
+        self._started = started
+
+    async def start(self, spec: DomainSpec) -> None:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[None] = loop.create_future()
+
+        async def work() -> None:
+            try:
+                await super(Libvirt, self).start(spec)
+            except CloudError as error:
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                self._started(spec.vm)
+                if not answer.done():
+                    answer.set_result(None)
+
+        self._engine.spawn(work())
+        await answer
+
+    async def shutdown(self, vm: str) -> None:
+        loop = asyncio.get_running_loop()
+        await self._call("shutdown", vm)
+        domain = self._existing(vm)
+        if not domain.running or domain.deaf or loop.time() < domain.booted:
+            return
+        pid = domain.pid
+
+        def obey() -> None:
+            if self.host.domains.get(vm) is domain and domain.pid == pid:
+                self.host.guest_poweroff(vm)
+
+        loop.call_later(self.host.react_s, obey, context=WORLD)
+
+
+class LinkedFunctions(FakeNetworkFunctions):
+    """Its veths are devices of the switch's host."""
+
+    def __init__(self, network: FakeNetwork, switch: FakeOvs) -> None:
+        super().__init__(network)
+        self._switch = switch
+
+    async def ensure(self, spec: VpcServiceSpec) -> None:
+        await super().ensure(spec)
+        self._switch.devices.add(spec.port)
+
+    async def remove(self, vpc: str) -> None:
+        await super().remove(vpc)
+        self._switch.devices.discard(service_name(vpc))
+
+
+class NodeImages:
+    """Images on a node: fetched from the manager once, which takes a while and may fail."""
+
+    def __init__(self, cached: set[str], disk: FakeDisk, delay: Callable[[], float], up: Callable[[], bool]) -> None:
+        self._cached = cached
+        self._disk = disk
+        self._delay = delay
+        self._up = up
+
+    @asynccontextmanager
+    async def use(self, image: str, sha256: str) -> AsyncIterator[Path]:
+        if sha256 not in self._cached:
+            if not self._up():
+                raise CloudError(
+                    ErrorKind.UNAVAILABLE, f"image {image} is not on this node and the manager cannot be reached"
+                )
+            await asyncio.sleep(self._delay() * 20)
+            if not self._up():
+                raise ConnectionError("the fetch of the image broke off")
+            self._cached.add(sha256)
+        path = Path("/fake/images") / sha256
+        if path not in self._disk.images:
+            self._disk.add_image(path, IMAGE_MIB, IMAGE_MIB // 2)
+        yield path
+
+
+class NodeSeeds:
+    """NoCloud disks."""
+
+    def __init__(self, files: set[str]) -> None:
+        self._files = files
+
+    async def build(self, vm: DesiredVm, ports: Sequence[DesiredPort]) -> Path:
+        await asyncio.sleep(0)
+        self._files.add(vm.id)
+        return Path("/fake/seeds") / vm.id
+
+    async def remove(self, vm: str) -> None:
+        await asyncio.sleep(0)
+        self._files.discard(vm)
+
+
+class NoLoad:
+    def sample(self) -> NodeLoad:
+        return NodeLoad()
+
+
+class Hardware:
+    """One machine. `power_failure` is the plug pulled and put back."""
+
+    def __init__(self, rng: Random, loop: SimLoop, tunnel_ip: str) -> None:
+        self._loop = loop
+        self.engine = Life("libvirtd", loop)
+        self.host = FakeHost(
+            start_s=rng.choice([0.05, 0.3, 2.0]),
+            boot_s=rng.choice([0.0, 3.0, 12.0]),
+            react_s=rng.choice([0.01, 0.5, 4.0]),
+            call_timeout_s=15.0,
+        )
+        self.disk = LinkedDisk(capacity_mib=200, copy_s_per_mib=rng.choice([0.0, 0.02, 0.2]))
+        self.disk.host = self.host
+        self.kernel = FakeNetwork()
+        self.switch = FakeOvs(tunnel_ip)
+        self.journal = JournalFile()
+        self.images: set[str] = set()
+        self.seeds: set[str] = set()
+        self.boots = 1
+
+    def power_failure(self) -> None:
+        self.engine.kill()
+        self.engine = Life("libvirtd", self._loop)
+        self.host.away = self.host.hung = False
+        self.host.power_failure()
+        self.switch.taps.clear()
+        self.switch.devices.clear()
+        self.switch.restart()
+        self.kernel.specs.clear()
+        self.kernel.broken.clear()
+        self.boots += 1
+
+    def repair(self) -> None:
+        """Whatever was broken by us works again."""
+        self.host.failures.clear()
+        self.host.failing.clear()
+        self.disk.failures.clear()
+        self.disk.failing.clear()
+        self.disk.filled_mib = 0
+        self.kernel.failures.clear()
+        self.kernel.failing.clear()
+        self.switch.fail.clear()
+        if not self.switch.running:
+            self.switch.restart()
+        if self.host.away or self.host.hung:
+            self.host.engine_returns()
+
+    def desired(self) -> Iterable[AnyDesired]:
+        return self.journal.content.desired.values()

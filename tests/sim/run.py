@@ -1,0 +1,121 @@
+"""One seed from beginning to end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from .chaos import Chaos
+from .checks import Checks
+from .loop import Stuck
+from .mutations import apply
+from .workload import Tenant
+from .world import World
+
+CONVERGED_S = 420.0
+"""Virtual seconds after the last fault within which everything must be as it should be."""
+STILL_S = 20.0
+"""And so it must stay."""
+
+
+@dataclass
+class Result:
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    cpu_s: float = 0.0
+
+
+class _Logs(logging.Handler):
+    """Whatever the product logs as an error is a defect; the rest goes into the record."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.INFO if world.verbose else logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.name.removeprefix('scloud.')}: {record.getMessage()}"
+        if record.levelno >= logging.ERROR:
+            self._world.violation(text, record.exc_info[1] if record.exc_info else None)
+        else:
+            self._world.note(text)
+
+
+async def _story(world: World, checks: Checks) -> None:
+    rng = world.rng
+    world.build(rng.choice([1, 2, 2, 3]))
+    world.manager.start()
+    for node in world.nodes:
+        node.start()
+    chaos, tenant = Chaos(world), Tenant(world)
+    loop = asyncio.get_running_loop()
+    trouble = [loop.create_task(chaos.run()), loop.create_task(tenant.run())]
+    end = loop.time() + rng.choice([10.0, 25.0, 50.0])
+    while loop.time() < end and not world.violations:
+        await asyncio.sleep(0.5 + rng.random())
+        checks.always()
+        _raise_problems(world)
+    for task in trouble:
+        task.cancel()
+    if world.violations:
+        return
+    chaos.heal()
+    chaos.raise_the_dead()
+    await asyncio.sleep(2.0)
+    chaos.raise_the_dead()
+    end = loop.time() + CONVERGED_S
+    step = 1.0
+    while left := checks.pending():
+        if loop.time() > end:
+            world.violation("not converged: " + "; ".join(left))
+            return
+        await asyncio.sleep(step)
+        step = min(step * 1.3, 20.0)
+        chaos.raise_the_dead()
+        checks.always()
+        _raise_problems(world)
+        if world.violations:
+            return
+    await asyncio.sleep(STILL_S)
+    checks.always()
+    if left := checks.pending():
+        world.violation("did not stay converged: " + "; ".join(left))
+    await checks.final()
+
+
+def _raise_problems(world: World) -> None:
+    for problem in world.loop.problems:
+        world.violation(f"the loop heard: {problem.get('message')}", problem.get("exception"))
+    world.loop.problems.clear()
+
+
+def run_seed(seed: int, *, mutation: str = "", verbose: bool = False) -> Result:
+    """In a process that has nothing else to do, and ends soon after: what died in it is never collected."""
+    gc.disable()
+    began = os.times()
+    world = World(seed, verbose=verbose)
+    logger = logging.getLogger("scloud")
+    logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    logger.propagate = False
+    logger.handlers[:] = [_Logs(world)]
+    apply(mutation)
+    checks = Checks(world)
+    asyncio.set_event_loop(world.loop)
+    try:
+        world.loop.run_until_complete(_story(world, checks))
+    except Stuck as error:
+        world.violation(str(error))
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        world.violation("the simulation itself failed", error)
+    _raise_problems(world)
+    spent = os.times()
+    cpu = spent.user + spent.system - began.user - began.system
+    return Result(seed, world.violations, list(world.trace), world.summary(), cpu)

@@ -1,0 +1,121 @@
+"""One seed's cloud: its database, processes, nodes, and the record of what happened."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from random import Random
+from typing import Any
+
+from scloud.api.routes.accounts import make_account
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import AccountSpec, ClusterSpec, ImageFormat, ImageSpec, NodeSpec
+from scloud.model.statuses import ImageStatus, NodeStatus, Status
+from scloud.store.database import Store, Tx
+from scloud.store.resources import SYSTEM, create, refer
+from scloud.store.tables import metadata
+
+from .hardware import IMAGE_MIB, Journal, JournalFile
+from .loop import SimLoop
+from .processes import AgentProcess, ManagerProcess
+
+EPOCH_S = 1_700_000_000.0
+
+
+class Violation(Exception):
+    """Something that may never happen, happened."""
+
+
+class World:
+    """`verbose` prints what happens as it happens."""
+
+    def __init__(self, seed: int, *, verbose: bool = False) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.loop = SimLoop(self.rng)
+        self.verbose = verbose
+        self.trace: deque[str] = deque(maxlen=200)
+        self.violations: list[str] = []
+        self.slowness = self.rng.choice([0.005, 0.02, 0.1])
+        self.encode = self.rng.random() < 0.2
+        self.base = Store("sqlite://", clock=self.clock, rng=Random(seed ^ 0x5C10D), inline=True)
+        metadata.create_all(self.base.engine)
+        self.account = ""
+        self.image = ""
+        self.manager = ManagerProcess(self, self.base)
+        self.nodes: list[AgentProcess] = []
+        self.dead_ids: set[str] = set()
+        self.statistics: dict[str, int] = {}
+        self.calm = False
+        """Faults have stopped."""
+
+    # --- time
+
+    def clock(self) -> float:
+        return EPOCH_S + self.loop.time()
+
+    def short(self) -> float:
+        """Seconds that a message or a call takes: mostly little, now and then long."""
+        draw = self.rng.random()
+        if draw < 0.6:
+            return 0.0
+        if draw < 0.98 or self.calm:
+            return self.slowness * self.rng.random()
+        return 3.0 * self.rng.random()
+
+    # --- record
+
+    def note(self, text: str) -> None:
+        line = f"{self.loop.time() - 1000:9.3f}  {text}"
+        self.trace.append(line)
+        if self.verbose:
+            print(line, flush=True)
+
+    def count(self, what: str) -> None:
+        self.statistics[what] = self.statistics.get(what, 0) + 1
+
+    def violation(self, text: str, error: BaseException | None = None) -> None:
+        if error is not None:
+            text += "\n" + "".join(traceback.format_exception(error))
+        self.note(f"VIOLATION {text}")
+        self.violations.append(text)
+
+    # --- making
+
+    def make_journal(self, file: JournalFile) -> Journal:
+        return Journal(file, self.rng)
+
+    def build(self, nodes: int) -> None:
+        """A cluster, an account, an image, and nodes that have joined."""
+
+        def first(tx: Tx) -> list[str]:
+            cluster = create(tx, Kind.CLUSTER, SYSTEM, "default", ClusterSpec(), Status(state=State.READY))
+            self.account = make_account(tx, "tenant", AccountSpec()).id
+            spec = ImageSpec(source="upload", format=ImageFormat.RAW, public=True)
+            ready = ImageStatus(state=State.READY, size_mib=IMAGE_MIB, sha256="0" * 64, file_mib=4)
+            self.image = create(tx, Kind.IMAGE, SYSTEM, "micro", spec, ready).id
+            made = []
+            for number in range(1, nodes + 1):
+                status = NodeStatus(state=State.JOINING, reason="waiting for the host to join")
+                row = create(tx, Kind.NODE, SYSTEM, f"n{number}", NodeSpec(cluster=cluster.id), status)
+                refer(tx, row.id, cluster.id, "cluster")
+                made.append(row.id)
+            return made
+
+        for number, id in enumerate(self.base.write_now(first), 1):
+            self.nodes.append(AgentProcess(self, number, id))
+
+    def started(self, node: AgentProcess, vm: str) -> None:
+        """A guest has begun to run: nowhere else may it."""
+        self.note(f"{vm} runs on {node.name}")
+        self.count("starts")
+        where = [
+            other.name
+            for other in self.nodes
+            if (domain := other.hardware.host.domains.get(vm)) is not None and domain.running
+        ]
+        if len(where) > 1:
+            self.violation(f"{vm} runs on {' and '.join(where)}")
+
+    def summary(self) -> dict[str, Any]:
+        return {"seed": self.seed, "virtual_s": round(self.loop.time() - 1000, 1), **self.statistics}
