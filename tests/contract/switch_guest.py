@@ -70,14 +70,17 @@ class Guest:
             return False
         return got == data
 
-    def udp(self, ip: str, port: int, size: int, wait: float) -> str:
-        """`echoed`, `refused` (an ICMP error came back) or `silent`."""
+    def udp(self, ip: str, port: int, sizes: list[int], wait: float) -> str:
+        """Datagrams from one port, each answered: `echoed`, else `refused` (by an ICMP error), `silent` or `cut`."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             datagrams.settimeout(wait)
             datagrams.connect((ip, port))
             try:
-                datagrams.send(bytes(size))
-                return "echoed" if len(datagrams.recv(65536)) == size else "cut"
+                for size in sizes:
+                    datagrams.send(bytes(size))
+                    if len(datagrams.recv(65536)) != size:
+                        return "cut"
+                return "echoed"
             except ConnectionRefusedError:
                 return "refused"
             except TimeoutError:
@@ -90,17 +93,18 @@ class Guest:
 
 
 def tap(name: str, frame: bytes, wait: float) -> bytes:
-    """Send a frame into a tap, as a virtual machine would, and return the first that comes back."""
-    iff_tap, iff_no_pi, tunsetiff = 0x0002, 0x1000, 0x400454CA
+    """Send a frame into a tap again and again, as a virtual machine's ARP would; the first answer that comes back."""
+    iff_tap, iff_no_pi, tunsetiff, tries = 0x0002, 0x1000, 0x400454CA, 5
     device = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(device, tunsetiff, struct.pack("16sH22x", name.encode(), iff_tap | iff_no_pi))
-    os.write(device, frame)
     with selectors.DefaultSelector() as ready:
         ready.register(device, selectors.EVENT_READ)
-        while ready.select(wait):
-            got = os.read(device, 65536)
-            if got[12:14] == frame[12:14]:
-                return got
+        for _ in range(tries):
+            os.write(device, frame)
+            while ready.select(wait / tries):
+                got = os.read(device, 65536)
+                if got[12:14] == frame[12:14]:
+                    return got
     return b""
 
 

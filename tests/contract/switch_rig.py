@@ -27,6 +27,8 @@ from scloud.flows.pipeline import METADATA_IP, SERVICE_MAC
 GUEST = Path(__file__).with_name("switch_guest.py")
 QUIET_S = 0.7
 """How long nothing must arrive to be called silent; answers take a millisecond."""
+CUT_S = 1.2
+"""How long a connection must be silent to be called cut; TCP asks again after 0.2 s, 0.6 s and 1.4 s."""
 ANSWER_S = 5.0
 
 
@@ -252,7 +254,7 @@ class RealConnection:
         self._child, self._number = child, number
 
     async def echo(self, size: int = 1) -> bool:
-        wait = ANSWER_S if size > 1 else 2.0
+        wait = ANSWER_S if size > 1 else CUT_S
         return bool(self._child.ask("echo", number=self._number, size=size, wait=wait))
 
 
@@ -369,8 +371,10 @@ class OvsRig:
         done = child.ask("connect", number=number, ip=ip, port=port, wait=ANSWER_S if expect else QUIET_S)
         return RealConnection(child, number) if done else None
 
-    async def udp(self, source: str, ip: str, port: int, *, listening: bool = True, size: int = 10) -> str:
-        return str(self.guests[source].ask("udp", ip=ip, port=port, size=size, wait=QUIET_S))
+    async def udp(
+        self, source: str, ip: str, port: int, *, listening: bool = True, sizes: tuple[int, ...] = (10,)
+    ) -> str:
+        return str(self.guests[source].ask("udp", ip=ip, port=port, sizes=sizes, wait=QUIET_S))
 
     async def tap_arp(self, node: str, tap: str, mac: str, ip: str, target: str) -> str | None:
         frame = "".join(

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from scloud.flows.compile import Compiler, compile_view
@@ -23,6 +23,8 @@ from scloud.model.specs import StoredRule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "flows"))
 from flow_world import ALL, World, rule
+
+cloudy = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 VPCS = {"vpc-a": 16777215, "vpc-b": 16777214}
 GROUPS = ("sg-a", "sg-b", "sg-c")
@@ -122,6 +124,7 @@ def _owner(world: World, node: str, ofport: int) -> str | None:
     return None
 
 
+@cloudy
 @given(sendings())
 def test_packets_stay_in_their_vpc_and_carry_their_senders_address(
     sending: tuple[World, list[tuple[str, Packet]]],
@@ -179,6 +182,7 @@ def connections(draw: st.DrawFn) -> tuple[World, str, str, Packet]:
     return world, a, b, packet
 
 
+@cloudy
 @given(connections())
 def test_a_new_connection_passes_exactly_if_both_ends_have_a_rule_and_then_answers_do(
     connection: tuple[World, str, str, Packet],
@@ -206,6 +210,7 @@ def live_connections(draw: st.DrawFn) -> tuple[World, str, str, Packet, Packet]:
     return world, a, b, packet, answer
 
 
+@cloudy
 @given(live_connections(), st.data())
 def test_new_rules_decide_over_old_connections(
     live: tuple[World, str, str, Packet, Packet], data: st.DataObject
@@ -219,6 +224,7 @@ def test_new_rules_decide_over_old_connections(
     assert (world.arrived(b, answer) == [a]) is expected
 
 
+@cloudy
 @given(live_connections(), st.data())
 def test_groups_joined_and_left_decide_over_old_connections(
     live: tuple[World, str, str, Packet, Packet], data: st.DataObject
@@ -236,6 +242,7 @@ def test_groups_joined_and_left_decide_over_old_connections(
     assert world.round_trip(a, b, packet) is expected
 
 
+@cloudy
 @given(connections())
 def test_where_a_nic_is_makes_no_difference(connection: tuple[World, str, str, Packet]) -> None:
     """The same nics on one node and on two: what passes is the same, and so is what arrives."""
@@ -261,6 +268,7 @@ def _by_slot(flows: tuple[Flow, ...]) -> dict[Any, Flow]:
     return {(flow.table, flow.priority, flow.match): flow for flow in flows}
 
 
+@cloudy
 @given(worlds(), st.data())
 def test_changes_one_by_one_end_where_compiling_from_nothing_does(world: World, data: st.DataObject) -> None:
     compilers = {node: Compiler() for node in world.nodes}
@@ -285,7 +293,7 @@ def test_changes_one_by_one_end_where_compiling_from_nothing_does(world: World, 
             world.vpc("vpc-a", data.draw(st.sampled_from([5, 16777215])), "10.0.0.0/24", "10.0.1.0/24")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 65535), st.integers(0, 65535), st.integers(0, 65535))
 def test_port_masks_are_the_range(one: int, other: int, port: int) -> None:
     low, high = sorted((one, other))

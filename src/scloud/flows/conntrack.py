@@ -41,24 +41,19 @@ class Conntrack:
     def __init__(self) -> None:
         self._connections: dict[tuple[int, Tuple], Connection] = {}
 
-    def track(self, packet: Packet, zone: int) -> dict[str, int]:
-        """The ct_ fields of a packet in a zone; an answer is remembered."""
-        state, mark, origin = self._track(packet, zone)
-        known = {} if origin is None else {"ct_nw_proto": origin[0], "ct_tp_src": origin[3], "ct_tp_dst": origin[4]}
-        return {"ct_state": state, "ct_mark": mark, "ct_nw_proto": 0, "ct_tp_src": 0, "ct_tp_dst": 0, **known}
-
-    def _track(self, packet: Packet, zone: int) -> tuple[int, int, Tuple | None]:
+    def track(self, packet: Packet, zone: int) -> tuple[int, int]:
+        """(ct_state, ct_mark) of a packet in a zone; an answer is remembered."""
         if packet.about is not None and packet.get("icmp_type") in _ERRORS:
             return self._related(packet.about, zone)
         key = tuple_of(packet)
         found = self._connections.get((zone, key))
         if found is None:
             invalid = packet["ip_proto"] == PROTO_TCP and packet.get("tcp_flags") & (SYN | ACK) == SYN | ACK
-            return (TRK | INV, 0, None) if invalid else (TRK | NEW, 0, key)
+            return TRK | (INV if invalid else NEW), 0
         reply = key != found.origin
         found.answered = found.answered or reply
         state = TRK | (EST if found.answered else NEW) | (RPL if reply else 0)
-        return state, found.mark, found.origin
+        return state, found.mark
 
     def commit(self, packet: Packet, zone: int, mark: int | None) -> None:
         """Remember the packet's connection; `mark`, if any, becomes the connection's."""
@@ -75,10 +70,10 @@ class Conntrack:
         """As after a restart of the userspace datapath."""
         self._connections.clear()
 
-    def _related(self, about: Packet, zone: int) -> tuple[int, int, Tuple | None]:
+    def _related(self, about: Packet, zone: int) -> tuple[int, int]:
         found = self._connections.get((zone, tuple_of(about)))
         if found is None:
-            return TRK | INV, 0, None
+            return TRK | INV, 0
         # An error travels against the packet it is about.
         reply = tuple_of(about) == found.origin
-        return TRK | REL | (RPL if reply else 0), found.mark, found.origin
+        return TRK | REL | (RPL if reply else 0), found.mark

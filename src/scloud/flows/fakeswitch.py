@@ -27,7 +27,8 @@ _STATE = {
     "inv": conntrack.INV,
     "trk": conntrack.TRK,
 }
-_LATER = 3
+FRAGMENT = 1
+"""The bit of `ip_frag` that every fragment has."""
 _NXM = {
     "NXM_OF_ETH_SRC[]": "eth_src",
     "NXM_OF_ETH_DST[]": "eth_dst",
@@ -42,6 +43,8 @@ _NXM = {
     "NXM_NX_REG3[]": "reg3",
     "NXM_NX_CT_MARK[]": "ct_mark",
 }
+_L4 = ("tcp_src", "tcp_dst", "udp_src", "udp_dst", "icmp_type", "icmp_code")
+"""What flows do not see of a fragment. Connection tracking, which puts the datagram together, does."""
 _INNER = ("metadata", "in_port", "ct_", "reg", "xreg")
 """Fields that do not leave the switch with a packet."""
 
@@ -88,9 +91,9 @@ def _matcher(match: Match) -> tuple[str, int, int]:
             value |= _STATE[flag] if sign == "+" else 0
         return name, value, mask
     if name == "ip_frag":
-        if text != "later":
-            raise ValueError(f"ip_frag={text}: the fake switch knows only `later`")
-        return name, _LATER, _LATER
+        if text != "yes":
+            raise ValueError(f"ip_frag={text}: the fake switch knows only `yes`")
+        return name, FRAGMENT, FRAGMENT
     if "/" not in text:
         return name, _number(name, text), -1
     head, tail = text.split("/")
@@ -134,7 +137,8 @@ class FakeSwitch:
         """Run one packet that comes in by a port; by the tunnel's with its VNI and the peer it comes from."""
         account = Account()
         fields = {**packet.fields, "in_port": in_port, "tun_id": tun_id, "tun_src": ip(tun_src)}
-        _Run(self, account, fields, packet).table(Table.CLASSIFY)
+        hidden = {name: fields.pop(name) for name in _L4 if name in fields} if packet.get("ip_frag") else {}
+        _Run(self, account, fields, hidden, packet.about).table(Table.CLASSIFY)
         return account
 
     def lookup(self, table: int, fields: dict[str, int]) -> Flow | None:
@@ -163,11 +167,19 @@ def _matches(fields: dict[str, int], match: Match) -> bool:
 class _Run:
     """One packet, or one branch of it, on its way through the tables."""
 
-    def __init__(self, switch: FakeSwitch, account: Account, fields: dict[str, int], original: Packet) -> None:
+    def __init__(
+        self,
+        switch: FakeSwitch,
+        account: Account,
+        fields: dict[str, int],
+        hidden: dict[str, int],
+        about: Packet | None,
+    ) -> None:
         self._switch = switch
         self._account = account
         self._fields = fields
-        self._about = original.about
+        self._hidden = hidden
+        self._about = about
 
     def table(self, number: int) -> None:
         flow = self._switch.lookup(number, self._fields)
@@ -180,7 +192,7 @@ class _Run:
 
     def _packet(self) -> Packet:
         kept = {name: value for name, value in self._fields.items() if not name.startswith(_INNER)}
-        return Packet(kept, self._about)
+        return Packet({**kept, **self._hidden}, self._about)
 
     def _apply(self, action: str, number: int) -> bool:
         """False ends the packet's way."""
@@ -234,8 +246,9 @@ class _Run:
 
     def _ct_table(self, found: re.Match[str], _: int) -> bool:
         packet = self._packet()
-        tracked = self._switch.conntrack.track(packet, self._zone(found["zone"]))
-        branch = _Run(self._switch, self._account, {**self._fields, **tracked}, packet)
+        state, mark = self._switch.conntrack.track(packet, self._zone(found["zone"]))
+        fields = {**self._fields, "ct_state": state, "ct_mark": mark}
+        branch = _Run(self._switch, self._account, fields, self._hidden, self._about)
         branch.table(int(found["table"]))
         return True
 

@@ -8,6 +8,9 @@ connection carries, as ct_mark, the mark of the rule that allowed it.
 - RULES: packets in the direction of the connection are always held against the rules: first against the connection's
   own (nothing changes then), next against all (the first that allows it marks the connection anew in COMMIT).
 
+With the userspace datapath, a connection that begins with a datagram in fragments loses that one datagram where the
+rule has ports: the switch takes none from fragments, and nothing is known of the connection yet.
+
 So taking away a rule, or a member from a group, cuts the connections that nothing else allows with the next packet,
 and no others. The service's own connections have mark 0 and never come here.
 """
@@ -157,13 +160,17 @@ def policy(number: int, groups: tuple[DesiredGroup, ...], others: tuple[tuple[st
 def _states(side: Side, local: Match, rule: StoredRule, cookie: int) -> list[Flow]:
     mark = Match("ct_mark", str(rule.mark))
 
-    def known(state: str, note: str) -> Flow:
-        key = (local, IP, Match("ct_state", state), mark)
+    def known(state: str, extra: tuple[Match, ...], note: str) -> Flow:
+        key = (local, IP, *extra, Match("ct_state", state), mark)
         return Flow(side.state, Band.EXACT, key, (goto(side.after),), cookie, f"{note} that rule {rule.id} allows")
 
     if rule.direction is not side.direction:
-        return [known("+trk+rpl-inv", "answers a connection")]
-    return [known("+trk-rpl+rel-inv", "an ICMP error of a connection")]
+        return [known("+trk+rpl-inv", (), "answers a connection")]
+    flows = [known("+trk-rpl+rel-inv", (), "an ICMP error of a connection")]
+    if rule.port_min is not None:
+        # The switch takes no ports from fragments to hold against the rule; tracking has seen the datagram whole.
+        flows.append(known("+trk-rpl-rel-inv", (Match("ip_frag", "yes"),), "a fragment of a connection"))
+    return flows
 
 
 def _rule(
@@ -195,15 +202,10 @@ def _peers(side: Side, rule: StoredRule, others: tuple[tuple[str, ...], ...]) ->
 
 
 def _ports(rule: StoredRule) -> list[tuple[Match, ...]]:
-    """Ports as connection tracking knows them, which later fragments of a datagram have as well as the first.
-
-    `-inv` is what the switch wants to see before it lets those fields be matched.
-    """
     if rule.port_min is None or rule.port_max is None or (rule.port_min, rule.port_max) == (0, 65535):
         return [()]
-    protocol = _PROTOCOLS[rule.protocol][0].value
-    tracked = (Match("ct_state", "+trk-inv"), Match("ct_nw_proto", protocol))
+    name = f"{rule.protocol.value}_dst"
     return [
-        (*tracked, Match("ct_tp_dst", str(value) if mask == 0xFFFF else f"{value:#x}/{mask:#x}"))
+        (Match(name, str(value) if mask == 0xFFFF else f"{value:#x}/{mask:#x}"),)
         for value, mask in port_masks(rule.port_min, rule.port_max)
     ]

@@ -61,8 +61,8 @@ def static() -> tuple[Flow, ...]:
             (f"ct(table={Table.EGRESS_STATE.value},zone={ZONE_FIELD})",),
             "not for a service: the outbound security groups decide",
         ),
-        # Later fragments have no ports to tell answers by; untracked, they follow the first one in either case.
-        fixed(Table.SERVICE_OPEN, Band.GUARD, (IP, Match("ip_frag", "later")), (out,), "a later fragment"),
+        # The switch takes no ports from fragments to tell answers by. What the service opens is TCP, and whole.
+        fixed(Table.SERVICE_OPEN, Band.GUARD, (IP, Match("ip_frag", "yes")), (out,), "a fragment of an answer"),
         *(fixed(Table.SERVICE_OPEN, Band.EXACT, (IP, *match), (out,), note) for match, note in answers),
         fixed(Table.SERVICE_OPEN, Band.REST, (IP,), opened, "the service opens a connection to the nic"),
     )

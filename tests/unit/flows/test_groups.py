@@ -231,13 +231,25 @@ def test_errors_about_an_answer_pass_too(world: World) -> None:
     assert world.arrived("nic-far", error) == ["nic-web"]
 
 
-def test_rules_know_ports_as_connection_tracking_does(world: World) -> None:
-    """A later fragment has no ports of its own; the tracker, which sees the datagram whole, tells them."""
-    world.group("sg-web", rule(5, "inbound", "udp", (5000, 5007)))
+@pytest.mark.parametrize("source", ["nic-db", "nic-far"])
+def test_fragments_pass_where_their_connection_is_known_and_its_rule_is_there(world: World, source: str) -> None:
+    world.group("sg-web", rule(5, "inbound", "udp", (5000, 5000)))
     world.apply()
-    names = {match.name for flow in world.fabric.switches["n1"].flows() if flow.table >= 30 for match in flow.match}
-    assert "ct_tp_dst" in names
-    assert names.isdisjoint({"udp_dst", "tcp_dst", "udp_src", "tcp_src"})
+    whole = udp(world.ends(source, "nic-web"), 4000, 5000)
+    piece = whole.but(ip_frag=1)
+    assert world.arrived(source, piece) == []
+    assert world.round_trip(source, "nic-web", whole)
+    assert world.round_trip(source, "nic-web", piece)
+    assert world.arrived(source, piece.but(udp_dst=5001)) == []
+    world.group("sg-web", rule(6, "inbound", "udp", (5001, 5001)))
+    world.apply()
+    assert world.arrived(source, piece) == []
+
+
+def test_fragments_of_protocols_without_ports_need_no_connection(world: World) -> None:
+    world.group("sg-web", rule(5, "inbound", "icmp"))
+    world.apply()
+    assert world.round_trip("nic-far", "nic-web", echo(world.ends("nic-far", "nic-web")).but(ip_frag=1))
 
 
 def test_an_answer_to_nothing_is_invalid(world: World) -> None:
