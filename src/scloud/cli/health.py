@@ -17,8 +17,18 @@ from scloud.cli.session import Output, connect
 _MARK = {"error": ("✗", "red"), "critical": ("✗", "red"), "warning": ("!", "yellow")}
 
 
-def _numbers(values: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in (values or {}).items() if count)
+def _numbers(values: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{count} {name}" for name, count in (values or {}).items() if count)
+
+
+def _contents(counts: Mapping[str, Mapping[str, int]] | None) -> str:
+    """How many of each kind, and in which states where they are not simply ready."""
+    lines = []
+    for kind, states in sorted((counts or {}).items()):
+        total = sum(states.values())
+        name = kind.replace("-", " ") + ("" if total == 1 else "s")
+        lines.append(f"{total} {name}" + ("" if set(states) <= {"ready"} else f" ({_numbers(states)})"))
+    return "\n".join(lines)
 
 
 def status(output: OutputOption = Output.TABLE) -> None:
@@ -37,7 +47,7 @@ def status(output: OutputOption = Output.TABLE) -> None:
             Column("Version", lambda it: str(it.get("version") or "")),
             Column("Leader's epoch", lambda it: str(it.get("epoch") or "")),
             Column("Nodes", lambda it: _numbers(it.get("nodes"))),
-            Column("In it", lambda it: _numbers(it.get("counts"))),
+            Column("In it", lambda it: _contents(it.get("counts"))),
             Column("API", lambda _: f"{url.rstrip('/')}/docs"),
         )
         show(card(rows, found))

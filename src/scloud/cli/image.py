@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -60,17 +60,16 @@ def import_image(
     with connect() as client:
         answer = client.post("/images", {"name": name, "spec": spec})
         if not remote:
-            answer = _upload(client, answer, file)
+            _upload(client, answer["resource"], file)
         settle(client, answer, How(output, wait, timeout), "imported", "created")
 
 
-def _upload(client: Client, answer: Resource, file: Path) -> Resource:
+def _upload(client: Client, image: Resource, file: Path) -> None:
     """Send the file's bytes. If they do not arrive the image is deleted again: its name is free for another try."""
-    image = answer["resource"]
     size = file.stat().st_size
     try:
         with transfer(f"uploading {file.name}") as on_bytes:
-            reply: Any = client.request(
+            client.request(
                 "PUT",
                 path("images", image["id"], "data"),
                 content=_pieces(file, size, on_bytes),
@@ -79,7 +78,6 @@ def _upload(client: Client, answer: Resource, file: Path) -> Resource:
     except BaseException:
         client.delete(path("images", image["id"]))
         raise
-    return reply if isinstance(reply, dict) and "operation" in reply else answer
 
 
 def _pieces(file: Path, size: int, on_bytes: Callable[[int, int | None], None]) -> Iterator[bytes]:

@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command, get_group
+from typer.main import get_command_from_info, get_group
+from typer.models import CommandInfo
+
+from scloud.cli.quick import quickened
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,32 @@ class Entry:
     panel: str | None = None
 
 
+class Verb(TyperCommand):
+    """A command whose plain arguments are read without pydantic."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return quickened(super().get_params(ctx))
+
+
 class LazyGroup(TyperGroup):
-    """`entries` come in their order, after the commands that are declared in the ordinary way."""
+    """`pending` are a noun's own verbs, whose options are worked out when one is used; `entries` come after them."""
 
     entries: ClassVar[dict[str, Entry]] = {}
+    pending: Mapping[str, CommandInfo] = MappingProxyType({})
 
     def list_commands(self, ctx: Any) -> list[str]:
-        own = [name for name in super().list_commands(ctx) if name not in self.entries]
-        return [*own, *self.entries]
+        return list(dict.fromkeys([*self.pending, *super().list_commands(ctx), *self.entries]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        entry = self.entries.get(cmd_name)
-        if entry is None:
-            return super().get_command(ctx, cmd_name)
-        command = self.commands.get(cmd_name)
-        if command is None:
-            command = self.commands[cmd_name] = _load(cmd_name, entry)
-        return command
+        if cmd_name not in self.commands:
+            if cmd_name in self.pending:
+                self.commands[cmd_name] = _build(self.pending[cmd_name])
+            elif cmd_name in self.entries:
+                self.commands[cmd_name] = _load(cmd_name, self.entries[cmd_name])
+        return super().get_command(ctx, cmd_name)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return quickened(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         try:
@@ -68,29 +82,49 @@ class LazyGroup(TyperGroup):
             raise
 
 
+def _build(info: CommandInfo) -> Any:
+    """One command, from what `@app.command` has noted."""
+    if info.cls in (None, TyperCommand):
+        info.cls = Verb
+    return get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")
+
+
 def _load(name: str, entry: Entry) -> Any:
+    """The noun or the command that an entry names."""
     module, _, attribute = entry.target.partition(":")
     found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
-        command: Any = get_group(found)
+        command: Any = _group(found)
     else:
-        alone = typer.Typer(add_completion=False)
-        alone.command(name)(found)
-        command = get_command(alone)
+        command = _build(CommandInfo(name=name, callback=found))
     command.name = name
     command.rich_help_panel = entry.panel
     command.help = command.help or entry.help
     return command
 
 
+def _group(app: typer.Typer) -> TyperGroup:
+    """A noun as a group; its verbs stay pending where it can have them so."""
+    cls = app.info.cls
+    if not (isinstance(cls, type) and issubclass(cls, LazyGroup)):
+        return get_group(app)
+    verbs, app.registered_commands = app.registered_commands, []
+    try:
+        group = get_group(app)
+    finally:
+        app.registered_commands = verbs
+    assert isinstance(group, LazyGroup)
+    group.pending = {info.name: info for info in verbs if info.name}
+    return group
+
+
 def raise_exit(error: Exception) -> None:
     """Report a CloudError and leave with its exit code; return if it is another error."""
-    import sys
+    from scloud.client.problems import cloud_error
 
-    errors = sys.modules.get("scloud.model.errors")  # nobody can have raised one before this is imported
-    if errors is None or not isinstance(error, errors.CloudError):
+    if (problem := cloud_error(error)) is None:
         return
     from scloud.cli.failure import exit_code, report
 
-    report(error)
-    raise typer.Exit(exit_code(error)) from error
+    report(problem)
+    raise typer.Exit(exit_code(problem)) from error

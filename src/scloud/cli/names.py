@@ -37,7 +37,7 @@ class Names:
         return ", ".join(self.of(collection, ref) for ref in refs)
 
     def _load(self, collection: str, refs: Iterable[str]) -> dict[str, str]:
-        from scloud.model.errors import CloudError
+        from scloud.client.problems import cloud_error
         from scloud.model.ids import is_id
 
         ids = sorted(ref for ref in refs if is_id(ref))
@@ -47,6 +47,8 @@ class Names:
                 return {item["id"]: item["name"] for item in self._client.pages(f"/{collection}")}
             for ref in ids:
                 known[ref] = self._client.get(f"/{collection}/{ref}")["name"]
-        except CloudError:
-            return known  # not the caller's to see: the ids have to do
+        except Exception as error:
+            if cloud_error(error) is None:
+                raise
+            # Not the caller's to see: the ids have to do.
         return known

@@ -125,6 +125,6 @@ def say(text: str) -> None:
     print(clean(text))
 
 
-def note(text: str) -> None:
+def note(text: str, end: str = "\n") -> None:
     """One line on stderr: what is going on."""
-    print(clean(text), file=sys.stderr, flush=True)
+    print(clean(text), file=sys.stderr, flush=True, end=end)

@@ -92,8 +92,9 @@ async def console(context: Context, vm: str, name: str, linger: float) -> None:
             await streams.relay(connection, Stdin().read, write_stdout, after_end=linger)
         return
     async with streams.open_stream(context, path) as connection:
-        note(f"Connected to {name}. Ctrl-] leaves; Enter may be needed for a prompt.")
         with raw_terminal():
+            # Said only now: whoever reads it may type at once, and going raw throws away what was typed before.
+            note(f"Connected to {name}. Ctrl-] leaves; Enter may be needed for a prompt.", end="\r\n")
             await streams.relay(connection, Stdin(LEAVE).read, write_stdout, after_end=0)
     note(f"\nLeft the console of {name}.")
 

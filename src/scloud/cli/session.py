@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -33,9 +35,23 @@ RUN = _Run()
 def connect() -> Client:
     """The client of the current context. CloudError, with what to do, if there is none."""
     from scloud.client.contexts import current_context
+
+    context = current_context()
+    _import_httpx()
     from scloud.client.http import Client
 
-    return Client(current_context())
+    return Client(context)
+
+
+def _import_httpx() -> None:
+    """Import httpx without its own command line, which brings click and half of rich; it does as well without."""
+    if "httpx" in sys.modules:
+        return
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("httpx")
+    finally:
+        del sys.modules["httpx._main"]
 
 
 def path(collection: str, ref: str, *rest: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import typer
 
 from scloud.cli.follow import settle, settle_each
+from scloud.cli.lazy import LazyGroup
 from scloud.cli.listing import print_list, show_one
 from scloud.cli.looks import Look
 from scloud.cli.options import (
@@ -26,7 +27,7 @@ from scloud.cli.session import Output, connect, path
 
 def noun(summary: str) -> typer.Typer:
     """A noun's commands; without a verb it prints its help."""
-    return typer.Typer(help=summary, no_args_is_help=True, add_completion=False)
+    return typer.Typer(cls=LazyGroup, help=summary, no_args_is_help=True, add_completion=False)
 
 
 def add_list(app: typer.Typer, look: Look, *, tenant: bool = True) -> None:

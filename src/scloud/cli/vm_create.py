@@ -171,12 +171,12 @@ def _read(source: str) -> str:
 def _keypairs(client: Client, asked: list[str] | None) -> list[str]:
     if asked:
         return asked
-    from scloud.model.errors import CloudError, ErrorKind
+    from scloud.client.problems import is_missing
 
     try:
         return [client.get("/keypairs/default")["id"]]
-    except CloudError as error:
-        if error.kind is ErrorKind.NOT_FOUND:
+    except Exception as error:
+        if is_missing(error):
             return []
         raise
 

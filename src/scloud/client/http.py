@@ -1,8 +1,8 @@
 """Requests to the REST API: answers parsed, problems raised as CloudError, lists page by page, operations awaited.
 
-A request whose connection is lost is sent again only where that is safe: reads, and POSTs that create something, which
-the manager carries out once for each Idempotency-Key. A manager that has answered once in the life of a client and is
-then refused (it restarts) is tried again for a while; one that never answered is reported at once.
+A request whose connection is lost is sent again only where that is safe: reads, and POSTs, which the manager carries
+out once for each Idempotency-Key. A manager that has answered once in the life of a client and is then refused (it
+restarts) is tried again for a while; one that never answered is reported at once.
 """
 
 from __future__ import annotations
@@ -203,8 +203,7 @@ class Client:
         if method == "POST":
             own.setdefault("Idempotency-Key", str(uuid.uuid4()))
         url, query = self._path(path), _query(params or {})
-        creates = method == "POST" and "/" not in url.removeprefix(API_PREFIX).strip("/")
-        repeatable = method == "GET" or creates
+        repeatable = method in ("GET", "POST")
         pause, give_up = 0.1, time.monotonic() + PATIENCE_S
         while True:
             try:

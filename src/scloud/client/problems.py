@@ -7,6 +7,7 @@ which would be a quarter of the time a short command takes.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,18 @@ def failure(kind: str, message: str, **details: Any) -> CloudError:
 
     known = kind if kind in {item.value for item in ErrorKind} else "internal"
     return CloudError(ErrorKind(known), message, **details)
+
+
+def cloud_error(error: BaseException) -> CloudError | None:
+    """The error itself if it is a CloudError. Nobody can have raised one before its module was imported."""
+    errors = sys.modules.get("scloud.model.errors")
+    return error if errors is not None and isinstance(error, errors.CloudError) else None
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether it says that what was asked for does not exist."""
+    found = cloud_error(error)
+    return found is not None and found.kind.value == "not_found"
 
 
 def from_response(status: int, body: bytes, *, what: str) -> CloudError:

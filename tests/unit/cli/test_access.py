@@ -71,6 +71,16 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
     return subprocess.run([*SCLOUD, *arguments], input=stdin, capture_output=True, timeout=60, check=False)
 
 
+@contextmanager
+def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is killed if the test ends before it does."""
+    with subprocess.Popen([*SCLOUD, *arguments], **more) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def option(arguments: list[str], name: str) -> str:
     return next(item for item in arguments if item.startswith(f"{name}=")).partition("=")[2]
 
@@ -154,7 +164,7 @@ def test_console_on_a_terminal_is_raw_until_it_is_left(cli: Cli, cloud: FakeClou
     cloud.make("vms", "web", {})
     ours, theirs = pty.openpty()
     before = tty.tcgetattr(theirs)  # type: ignore[attr-defined]
-    with subprocess.Popen([*SCLOUD, "vm", "console", "web"], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with started("vm", "console", "web", stdin=theirs, stdout=theirs, stderr=theirs) as process:
         read_until(ours, b"Ctrl-] leaves")
         os.write(ours, b"a\x03b")  # raw: Ctrl-C is the guest's
         assert b"A\x03B" in read_until(ours, b"B")
@@ -170,7 +180,7 @@ def test_port_forward_listens_here_and_ends_on_interrupt(cli: Cli, cloud: FakeCl
     cloud.make("vms", "web", {})
     with (
         guest(cloud),
-        subprocess.Popen([*SCLOUD, "vm", "port-forward", "web", "0:80", "81"], stderr=subprocess.PIPE) as process,
+        started("vm", "port-forward", "web", "0:80", "81", stderr=subprocess.PIPE) as process,
     ):
         assert process.stderr is not None
         ports = [int(re.search(rb"127\.0\.0\.1:(\d+) -> web:8", process.stderr.readline())[1]) for _ in range(2)]  # type: ignore[index]
@@ -196,7 +206,7 @@ def test_a_port_in_use_is_named(cli: Cli, cloud: FakeCloud) -> None:
 
 def test_events_are_followed_as_they_happen(cli: Cli, cloud: FakeCloud) -> None:
     cloud.event("first")
-    with subprocess.Popen([*SCLOUD, "event", "list", "--follow", "-o", "json"], stdout=subprocess.PIPE) as process:
+    with started("event", "list", "--follow", "-o", "json", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         messages = [json.loads(process.stdout.readline())["message"] for _ in range(3)]
         process.send_signal(signal.SIGINT)
@@ -218,9 +228,7 @@ def test_on_a_terminal_tables_fit_80_columns(cli: Cli, cloud: FakeCloud) -> None
     vm["status"]["addresses"] = ["10.0.0.5", "10.200.100.117", "192.168.100.123"]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-    with subprocess.Popen(
-        [*SCLOUD, "vm", "list"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    ) as process:
+    with started("vm", "list", stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         data = b""
         try:
@@ -242,8 +250,8 @@ def test_a_list_imports_only_what_it_needs(cli: Cli) -> None:
         "import sys; from scloud.cli.main import app\n"
         "try: app(['vm', 'list', '-o', 'json'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'scloud.model.errors', 'websockets', 'yaml', 'asyncio', 'cryptography', 'scloud.cli.disk', "
-        "'scloud.setup', 'scloud.lab', 'scloud.cli.pipes', 'fastapi'}\n"
+        "heavy = {'pydantic', 'click', 'scloud.model.errors', 'websockets', 'yaml', 'asyncio', 'cryptography', 'rich', "
+        "'scloud.cli.disk', 'scloud.setup', 'scloud.lab', 'scloud.cli.pipes', 'fastapi'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)

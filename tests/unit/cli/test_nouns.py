@@ -259,10 +259,17 @@ def test_audit_exits_1_if_it_is_not_clean(cli: Cli, cloud: FakeCloud) -> None:
 
 
 def test_status_exits_1_if_it_is_not_healthy(cli: Cli, cloud: FakeCloud) -> None:
-    found = {"healthy": True, "version": "9.9", "epoch": 3, "counts": {"vms": 2}, "nodes": {"ready": 1, "down": 0}}
+    found = {
+        "healthy": True,
+        "version": "9.9",
+        "epoch": 3,
+        "counts": {"vm": {"running": 1, "error": 1}, "vpc": {"ready": 1}},
+        "nodes": {"ready": 1, "down": 0},
+    }
     cloud.answers["status"] = {**found, "conditions": []}
     text = cli.ok("status")
-    assert "2 vms" in text
+    assert "2 vms (1 running, 1 error)" in text
+    assert "1 vpc\n" in text
     assert "1 ready" in text
     assert "cloud 9.9" in cli.ok("version")
     conditions = [{"severity": "error", "message": "node n1 is down"}]

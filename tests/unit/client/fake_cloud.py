@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -230,7 +230,7 @@ def build(cloud: FakeCloud) -> FastAPI:
         data = b"".join([piece async for piece in request.stream()])
         image["status"]["sha256"] = hashlib.sha256(data).hexdigest()
         cloud.uploads[image["name"]] = data
-        return cloud.begin("image.import", image)
+        return next(op for op in cloud.operations.values() if op["resource"]["id"] == image["id"])
 
     @app.get("/api/v1/images/{ref}/data")
     async def download(ref: str, format: str) -> Response:
@@ -299,9 +299,10 @@ def build(cloud: FakeCloud) -> FastAPI:
         except Problem as error:
             await websocket.close(4000, f"{error.code}: {error.detail}")
             return
-        while (data := await websocket.receive_bytes()) != b"exit\n":
-            await websocket.send_bytes(data.upper())
-        await websocket.close()
+        with suppress(WebSocketDisconnect):
+            while (data := await websocket.receive_bytes()) != b"exit\n":
+                await websocket.send_bytes(data.upper())
+            await websocket.close()
 
     @app.websocket("/api/v1/vms/{ref}/forward")
     async def forward(websocket: WebSocket, ref: str, port: int) -> None:
