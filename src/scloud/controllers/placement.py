@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, ErrorKind
-from scloud.model.kinds import Kind, State
+from scloud.model.kinds import TRANSITIONAL, Kind, State
+from scloud.model.registry import status_type
 from scloud.model.specs import ClusterSpec, DiskSpec, ImageSpec, NicSpec, NodeSpec, PlacementGroupSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, NodeStatus, VmStatus
 from scloud.scheduler.plan import choose, place, take
@@ -21,6 +22,7 @@ from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, find, find_many, save, sources_of, using
 
 Loads = Mapping[str, float]
+UNPLACED = "it gets its place with its VM"
 
 
 def node_of(row: Resource, cluster: ClusterSpec) -> NodeSnapshot:
@@ -142,6 +144,7 @@ class Batch:
             save(tx, vm, status=status)
             operations.record(tx, vm, "error", reason)
             finishing.fail(tx, vm, vm.generation, reason, ErrorKind.NO_CAPACITY)
+            unplaced(tx, vm)
             return False
         number = self._index[node]
         self._nodes[number] = take(self._nodes, number, request)
@@ -173,13 +176,31 @@ def settle(tx: Tx, vm: Resource, node: str, node_name: str, disks: list[Resource
     for disk in disks:
         if disk.node is None:
             old = disk.status_as(DiskStatus)
-            save(tx, disk, node=node, status=old.model_copy(update={"state": State.CREATING, "node": node_name}))
+            save(
+                tx,
+                disk,
+                node=node,
+                status=old.model_copy(update={"state": State.CREATING, "reason": "", "node": node_name}),
+            )
     for nic in nics:
         if nic.spec_as(NicSpec).vm == vm.id:
             old_nic = nic.status_as(NicStatus)
-            save(tx, nic, node=node, status=old_nic.model_copy(update={"state": State.CREATING, "node": node_name}))
+            save(
+                tx,
+                nic,
+                node=node,
+                status=old_nic.model_copy(update={"state": State.CREATING, "reason": "", "node": node_name}),
+            )
     for op in operations.open_for(tx, vm.id):
         operations.progress(tx, op.id, 20, f"placed on {node_name}")
+
+
+def unplaced(tx: Tx, vm: Resource) -> None:
+    """A VM will not be placed for now: its parts that wait with it have nothing to wait for."""
+    for part in (part for parts in attached(tx, vm) for part in parts):
+        if part.node is None and part.state in TRANSITIONAL and part.state != State.DELETING:
+            status = part.status_as(status_type(Kind(part.kind)))
+            save(tx, part, status=status.model_copy(update={"state": State.READY, "reason": UNPLACED}))
 
 
 def check_room(tx: Tx, node: str, *, cpus: int = 0, memory_mib: int = 0, disk_mib: int = 0) -> None:

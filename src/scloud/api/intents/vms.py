@@ -165,6 +165,7 @@ def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
         spec = vm.spec_as(VmSpec).model_copy(update={"power": "off"})
         status = vm.status_as(VmStatus).model_copy(update={"state": State.STOPPED, "reason": "it has no node yet"})
         row = save(tx, vm, spec=spec, status=status)
+        placement.unplaced(tx, row)
         finishing.complete(tx, row, row.generation, "stopped before it had a node")
         return accepted(begin_and_end(tx, "vm.stop", row), row)
     return _change(tx, vm, "vm.stop", State.STOPPING, "stopping", power="off", force_stop=force)
