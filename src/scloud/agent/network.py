@@ -148,8 +148,10 @@ class Network:
             self._stale = True
             if owner in self._journal.desired:
                 self.workers.wake(owner)
-        if not self._listed or self._stale:
+        if not self._listed:  # what was woken before had to wait for this
             self._listed = True
+            self.look_at_all()
+        elif self._stale:
             self._wake_flows()
 
     # --- what others ask

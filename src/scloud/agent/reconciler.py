@@ -144,10 +144,7 @@ class Reconciler:
             if what == "domains":
                 await self._list_domains()
             elif what == "switch":
-                first = not self._seen["switch"].is_set()
                 await self.network.list_switch()
-                if first:
-                    self.network.look_at_all()
             else:
                 for vpc in await self.network.services.strangers():
                     self.network.services.dropped(vpc)
