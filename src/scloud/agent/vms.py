@@ -28,6 +28,8 @@ PARALLEL_STARTS = 4
 GROWTH = 4
 """A running guest can be given so many times the CPUs and memory that it was started with."""
 MAX_CPUS = 255
+MAX_UNDONE = 5
+UNDONE_S = 1.0
 
 
 class Seeds(Protocol):
@@ -91,6 +93,7 @@ class Vms:
     async def _handle(self, key: str) -> float | None:
         vm = key.partition("/")[2]
         failed: dict[plans.Action, CloudError | OSError] = {}
+        undone = 0
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredVm):
@@ -118,10 +121,12 @@ class Vms:
             if self.workers.failures(key) < FAILED_AFTER:
                 self._board.put(plan.observed)
             try:
-                await self._carry_out(desired, step)
+                undone = 0 if await self._carry_out(desired, step) else undone + 1
             except (CloudError, OSError) as error:
                 log.warning("%s: %s: %s", vm, type(step.action).__name__, error)
                 failed[step.action] = error
+            if undone >= MAX_UNDONE:  # whatever it waits for is not in its plan: no reason to spin
+                return self.workers.now() + UNDONE_S
 
     def _saw(self, desired: DesiredVm, facts: DomainFacts | None) -> None:
         before = self._usage.of(desired.id)
@@ -175,7 +180,8 @@ class Vms:
             update = {"settled": final, "reason": str(error), "state": "error" if final else "working"}
         self._board.put(plan.observed.model_copy(update=update))
 
-    async def _carry_out(self, desired: DesiredVm, step: Step) -> None:
+    async def _carry_out(self, desired: DesiredVm, step: Step) -> bool:
+        """False if, at the moment of doing it, it was not right any more."""
         vm = desired.id
         await self._journal.remember(vm, step.before)
         match step.action:
@@ -191,17 +197,18 @@ class Vms:
             case plans.SetCpus(cpus):
                 taken = await within("plug", f"giving {vm} {cpus} CPUs", self._hypervisor.set_cpus(vm, cpus))
                 await self._journal.remember(vm, step.after if taken or step.refused is None else step.refused)
-                return
+                return True
             case plans.SetMemory(size):
                 taken = await within("plug", f"giving {vm} {size} MiB", self._hypervisor.set_memory(vm, size))
                 await self._journal.remember(vm, step.after if taken or step.refused is None else step.refused)
-                return
+                return True
             case action:
                 await self._simple(vm, action)
                 done = True
         if done:
             await self._journal.remember(vm, step.after)
             self._touch(desired)
+        return done
 
     async def _simple(self, vm: str, action: plans.Action) -> None:
         match action:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.network import NetworkSettings
 from scloud.agent.vms import VmSettings
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
+from scloud.drivers.hypervisor.protocol import DomainSpec
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
 from scloud.drivers.storage.fake import FakeDisk, FakeStorage
 from scloud.drivers.switch.fake import FakeOvs
+from scloud.flows.ir import Match
 from scloud.link.channel import Channel
 from scloud.link.digest import digest_of
 from scloud.link.memory import Conditions, MemoryListener
@@ -60,6 +63,31 @@ class LinkedDisk(FakeDisk):
         assert not value
 
 
+class LinkedSwitch(FakeOvs):
+    """Takes no port away that flows still lead to."""
+
+    async def remove_port(self, name: str) -> None:
+        number = next((facts.ofport for facts in await self.ports() if facts.name == name), None)
+        leading = [flow for flow in self.flows.flows() if Match("in_port", str(number)) in flow.match]
+        assert not leading or name.startswith("s"), f"{name} was removed before its flows"
+        await super().remove_port(name)
+
+
+class LinkedHypervisor(FakeHypervisor):
+    """Starts no guest whose nics are not on the switch, with flows."""
+
+    def __init__(self, host: FakeHost, switch: FakeOvs) -> None:
+        super().__init__(host)
+        self._switch = switch
+
+    async def start(self, spec: DomainSpec) -> None:
+        await super().start(spec)
+        numbers = {facts.name: facts.ofport for facts in await self._switch.ports()}
+        for nic in spec.nics:
+            wanted = Match("in_port", str(numbers[nic.tap]))
+            assert any(wanted in flow.match for flow in self._switch.flows.flows()), f"{nic.nic} has no flows"
+
+
 class LinkedFunctions(FakeNetworkFunctions):
     """Its veths are devices of the switch's host."""
 
@@ -97,9 +125,10 @@ class FakeImages:
 class FakeSeeds:
     def __init__(self) -> None:
         self.built: dict[str, DesiredVm] = {}
+        self.takes_s = 0.0
 
     async def build(self, vm: DesiredVm, ports: Sequence[DesiredPort]) -> Path:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.takes_s)
         self.built[vm.id] = vm
         return Path("/fake/seeds") / vm.id
 
@@ -125,6 +154,8 @@ class Boss:
         self.network_revision = 0
         self.hellos: list[Hello] = []
         self.heartbeats = 0
+        self.lies: list[str] = []
+        """Reports of what cannot be."""
         self._channel: Channel | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}
 
@@ -143,6 +174,8 @@ class Boss:
         while True:
             message = await channel.receive(agent_message)
             if isinstance(message, Report):
+                if message.network_revision > self.revision:
+                    self.lies.append(f"revision {message.network_revision} of {self.revision}")
                 self.network_revision = max(self.network_revision, message.network_revision)
                 for item in message.items:
                     self.heard[item.key] = item
@@ -198,7 +231,7 @@ class Node:
         self.disk = LinkedDisk()
         self.disk.host = self.host
         self.kernel = FakeNetwork()
-        self.switch = FakeOvs("172.31.0.1")
+        self.switch = LinkedSwitch("172.31.0.1")
         self.journal = MemoryJournal()
         self.images = FakeImages(self.disk)
         self.seeds = FakeSeeds()
@@ -212,7 +245,7 @@ class Node:
 
     def start(self) -> None:
         drivers = Drivers(
-            FakeHypervisor(self.host),
+            LinkedHypervisor(self.host, self.switch),
             self.switch,
             FakeStorage(self.disk),
             LinkedFunctions(self.kernel, self.switch),
@@ -276,15 +309,30 @@ class Node:
         await self.until(lambda: self.boss.settled(key, state), limit_s)
 
 
+class Defects(logging.Handler):
+    """What the agent itself calls a defect and survives; a test does not."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(f"{record.getMessage()} ({record.exc_info[1] if record.exc_info else ''!r})")
+
+
 @asynccontextmanager
 async def running_node() -> AsyncIterator[Node]:
-    node = Node()
+    node, defects = Node(), Defects()
+    logging.getLogger("scloud").addHandler(defects)
     node.start()
     try:
         yield node
     finally:
         await node.kill()
         await node.listener.stop()
+        logging.getLogger("scloud").removeHandler(defects)
+    assert not defects.found, defects.found
+    assert not node.boss.lies, node.boss.lies
 
 
 # --- desired objects

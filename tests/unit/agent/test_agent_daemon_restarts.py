@@ -312,6 +312,24 @@ def test_only_what_differs_is_sent_to_a_node_that_comes_back() -> None:
     run_virtually(main())
 
 
+def test_a_new_manager_counts_from_one_and_is_told_in_its_numbers() -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            await create(node)
+            await created(node)
+            for generation in range(2, 20):
+                await node.boss.change(f"port/{NIC}", hostname=f"name-{generation}")
+            await node.until(lambda: node.boss.network_revision == node.boss.revision)
+            assert node.boss.revision > 15
+            await node.listener.stop()
+            node.boss.revision = 0
+            node.boss.epoch = 2
+            node.listener.handler = node.boss.handle
+            await node.until(lambda: node.boss.network_revision == node.boss.revision == 1)
+
+    run_virtually(main())
+
+
 def test_a_broken_link_in_the_middle_of_a_creation() -> None:
     async def main() -> None:
         sent = 0

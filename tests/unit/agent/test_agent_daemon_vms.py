@@ -369,3 +369,53 @@ def test_another_nodes_port_gets_no_tap_here() -> None:
             assert NODE not in node.boss.heard
 
     run(main())
+
+
+@pytest.mark.parametrize("turns", range(0, 120, 4))
+def test_a_rebuild_that_comes_during_a_start_never_takes_the_disk_from_under_it(turns: int) -> None:
+    """The fake storage fails the test if a disk is made anew while a running domain has it open."""
+
+    async def main() -> None:
+        async with running_node() as node:
+            node.seeds.takes_s = 1.0
+            node.host.start_s = 1.0
+            node.disk.call_s = 0.05
+            await node.boss.want(*one_vm())
+            await node.until(lambda: DISK in node.disk.volumes)
+            await asyncio.sleep(turns * 0.02)
+            await node.boss.change(f"disk/{DISK}", incarnation=1)
+            await node.settled(f"disk/{DISK}", "ready")
+            await node.settled(KEY, "running")
+            path = node.host.domains[VM].disks[DISK].path
+            assert path.name == f"{DISK}.1.raw", "it runs with the bytes of before"
+
+    run(main())
+
+
+def test_what_a_link_of_a_real_size_carries() -> None:
+    """A hundred VMs at once, through one connection that is slow."""
+
+    async def main() -> None:
+        async with running_node() as node:
+            node.conditions.delay = lambda: 0.05
+            node.host.start_s = 0.1
+            numbers = range(1, 101)
+            items = [item for number in numbers for item in (port(number, number), disk(number), vm(number))]
+            await node.boss.want(*one_vm()[:2], *items)
+            for number in numbers:
+                await node.settled(f"vm/{vm_id(number)}", "running")
+            assert all(domain.starts == 1 for domain in node.host.domains.values())
+            ofports = {facts.ofport for facts in await node.switch.ports()}
+            assert len(ofports) == 101
+            reply = await node.boss.call("inventory")
+            assert len(reply.result["running"]) == 100
+            figures = await node.boss.call("figures", vm=VM)
+            assert figures.result["vm"] == VM
+            unknown = await node.boss.call("sing")
+            assert unknown.error is not None and unknown.error[0] == "not_found"
+            trace = await node.boss.call("trace", port=NIC, fields={"eth_type": 0x800})
+            assert isinstance(trace.result, str) and trace.result
+            log = await node.boss.call("console_log", vm=VM, bytes=100)
+            assert log.result == ""
+
+    run(main())
