@@ -146,7 +146,11 @@ class Directory:
 
     def _render_vm(self, id: str) -> None:
         row = self._vm_row.get(id)
-        if row is not None:
+        if row is None:
+            return
+        if row.node is None:
+            self._drop(f"vm/{id}")  # nobody has to know of it yet
+        else:
             self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
 
     def _put_disk(self, row: Resource) -> None:
@@ -162,7 +166,10 @@ class Directory:
             self._render_vm(old_vm)
         sha = self._image_sha.get(spec.image) if spec.image else None
         self._place(key, row.node)
-        self._set(key, render.disk(row, spec, sha))
+        if row.node is None:
+            self._drop(key)
+        else:
+            self._set(key, render.disk(row, spec, sha))
         if spec.vm is not None and attached:
             self._render_vm(spec.vm)
 
@@ -176,7 +183,10 @@ class Directory:
         self._nic[row.id] = (row, spec)
         owner = self._vm_row.get(spec.vm) if spec.vm else None
         hostname = owner.name if owner else row.name
-        self._set(key, render.port(row, spec, hostname, self._tunnel_ip.get(row.node) if row.node else None))
+        if row.node is None:
+            self._drop(key)
+        else:
+            self._set(key, render.port(row, spec, hostname, self._tunnel_ip.get(row.node)))
         if moved:
             self._count_nic(key, row, spec, add=True)
         old_vm = known[1].vm if known else None

@@ -88,6 +88,8 @@ class Manager:
                 self._touch_event.set()
             elif kind == "event":
                 self.waiters.wake("events")
+            elif kind == "status":
+                continue
             else:
                 self._touched[key] = None
                 self._touch_event.set()

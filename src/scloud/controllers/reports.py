@@ -21,6 +21,7 @@ def take_in(tx: Tx, node: str, items: Iterable[Observed]) -> None:
     """Bring rows in line with a node's report; whatever it says of things that are not on it is left aside."""
     wanted = [item for item in items if item.key.partition("/")[0] in KIND_OF_KEY]
     rows = find_many(tx, (item.key.partition("/")[2] for item in wanted))
+    waited_for = operations.ids_with_open(tx, rows)
     # Disks and ports before VMs: a VM's deletion ends with the last of its own.
     order = {"disk": 0, "port": 1, "vm": 2}
     for item in sorted(wanted, key=lambda item: order[item.key.partition("/")[0]]):
@@ -29,14 +30,14 @@ def take_in(tx: Tx, node: str, items: Iterable[Observed]) -> None:
         if row is None or row.node != node or row.kind != KIND_OF_KEY[kind]:
             continue
         if kind == "vm":
-            _vm(tx, row, item)
+            _vm(tx, row, item, id in waited_for)
         elif kind == "disk":
-            _disk(tx, row, item)
+            _disk(tx, row, item, id in waited_for)
         else:
-            _port(tx, row, item)
+            _port(tx, row, item, id in waited_for)
 
 
-def _vm(tx: Tx, row: Resource, item: Observed) -> None:
+def _vm(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
     if row.gone or row.state == State.DELETING:
         if item.state == "absent" and item.settled:
             finishing.finish_vm_deletion(tx, finishing.release_vm(tx, row))
@@ -69,9 +70,11 @@ def _vm(tx: Tx, row: Resource, item: Observed) -> None:
         row_after = save(tx, row, spec=spec, status=new, observed_generation=new.observed_generation)
     else:
         row_after = row
-    if item.settled and item.state == "error":
+    if not item.settled or not waited_for:
+        return
+    if item.state == "error":
         finishing.fail(tx, row_after, item.generation, item.reason)
-    elif item.settled:
+    else:
         finishing.complete(tx, row_after, item.generation, item.reason or "done")
 
 
@@ -90,7 +93,7 @@ def _record_vm(tx: Tx, row: Resource, before: State, after: VmStatus) -> None:
         operations.record(tx, row, "info", after.state.value)
 
 
-def _disk(tx: Tx, row: Resource, item: Observed) -> None:
+def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
     leaving = row.gone or row.state == State.DELETING
     if item.state == "absent" and item.settled and leaving:
         finishing.finish_disk_deletion(tx, row)
@@ -110,10 +113,10 @@ def _disk(tx: Tx, row: Resource, item: Observed) -> None:
             "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
         }
     )
-    _write(tx, row, old, new, item)
+    _write(tx, row, old, new, item, waited_for)
 
 
-def _port(tx: Tx, row: Resource, item: Observed) -> None:
+def _port(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
     leaving = row.gone or row.state == State.DELETING or row.spec_as(NicSpec).vm is None
     if leaving:
         if item.state == "absent" and item.settled and item.generation >= row.generation:
@@ -133,15 +136,22 @@ def _port(tx: Tx, row: Resource, item: Observed) -> None:
             "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
         }
     )
-    _write(tx, row, old, new, item)
+    _write(tx, row, old, new, item, waited_for)
 
 
-def _write(tx: Tx, row: Resource, old: DiskStatus | NicStatus, new: DiskStatus | NicStatus, item: Observed) -> None:
+def _write(
+    tx: Tx,
+    row: Resource,
+    old: DiskStatus | NicStatus,
+    new: DiskStatus | NicStatus,
+    item: Observed,
+    waited_for: bool,
+) -> None:
     if new != old:
         if new.state == State.ERROR and (old.state, old.reason) != (new.state, new.reason):
             operations.record(tx, row, "error", new.reason or "failed")
         save(tx, row, status=new, observed_generation=new.observed_generation)
-    if not item.settled:
+    if not item.settled or not waited_for:
         return
     if item.state == "error":
         finishing.fail(tx, row, item.generation, item.reason)

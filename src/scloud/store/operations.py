@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -70,6 +71,9 @@ _OPEN_FOR = (
     select(operation)
     .where(operation.c.resource_id == bindparam("resource_id"), operation.c.state.in_(OPEN))
     .order_by(operation.c.id)
+)
+_WITH_OPEN = select(operation.c.resource_id).where(
+    operation.c.resource_id.in_(bindparam("ids", expanding=True)), operation.c.state.in_(OPEN)
 )
 _BY_ID = select(operation).where(operation.c.id == bindparam("id"))
 _INSERT = insert(operation)
@@ -145,6 +149,16 @@ def get(tx: Tx, id: str, account: str | None) -> Operation | None:
 
 def open_for(tx: Tx, resource_id: str) -> list[Operation]:
     return [_row(row) for row in tx.conn.execute(_OPEN_FOR, {"resource_id": resource_id})]
+
+
+def ids_with_open(tx: Tx, resource_ids: Iterable[str]) -> set[str]:
+    """Those of the resources that have open operations."""
+    wanted = list(resource_ids)
+    found: set[str] = set()
+    for start in range(0, len(wanted), 500):
+        rows = tx.conn.execute(_WITH_OPEN, {"ids": wanted[start : start + 500]})
+        found.update(row.resource_id for row in rows)
+    return found
 
 
 def all_open(tx: Tx) -> list[Operation]:

@@ -274,8 +274,15 @@ def save(
         raise CloudError(
             ErrorKind.CONFLICT, f"there is already a {row.kind} named '{name}' in this account; choose another name"
         ) from error
-    tx.touch(row.key)
+    tx.touch(row.key if _matters_to_nodes(row, values) else f"status/{row.id}")
     return Resource(**{**_columns(row), **values})
+
+
+def _matters_to_nodes(row: Resource, values: Mapping[str, Any]) -> bool:
+    """Nodes are told specs, places, names and departures; most changes are of a status only."""
+    told = {"spec", "name", "node", "gone"} & values.keys()
+    leaves = State.DELETING in (row.state, values.get("state"))
+    return bool(told) or leaves or row.kind in (Kind.NODE, Kind.CLUSTER, Kind.IMAGE)
 
 
 @cache
