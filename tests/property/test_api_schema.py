@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any, cast
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from support.cloud import Cloud
 
 from scloud.api.app import make_app
 from scloud.api.context import Context
+from support.cloud import Cloud
 
 
 class Running:
@@ -49,6 +50,7 @@ class Running:
 def running() -> Iterator[Running]:
     made = Running()
     made.run(made.cloud.__aenter__())
+    made.run(populate(made.cloud))
     DOOR.running = made
     yield made
     made.run(made.cloud.__aexit__())
@@ -67,12 +69,51 @@ class Door:
         await self.running.app(scope, receive, send)
 
 
+def published() -> dict[str, Any]:
+    """What the application publishes. Of long texts the limit is left out: making many of 64 KiB takes minutes, and
+    what is longer is tried elsewhere."""
+
+    def shorten(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: shorten(x) for name, x in part.items() if not (name == "maxLength" and x > 1000)}
+        return [shorten(x) for x in part] if isinstance(part, list) else part
+
+    document: dict[str, Any] = shorten(make_app(cast(Context, None)).openapi())
+    return document
+
+
 DOOR = Door()
-schema = schemathesis.openapi.from_dict(make_app(cast(Context, None)).openapi())
+schema = schemathesis.openapi.from_dict(published())
 schema.app = DOOR
 
 
+async def populate(cloud: Cloud) -> None:
+    """Things by the name that examples use, so that much of what is sent is carried out."""
+    await cloud.node()
+    await cloud.image("default", account=cloud.admin.account)
+    await cloud.admin.create("vpcs", "default")
+    await cloud.admin.create("subnets", "default", vpc="default", cidr="10.1.0.0/16")
+    await cloud.admin.create("placement-groups", "default")
+    await cloud.admin.create("keypairs", "default", public_key="ssh-ed25519 " + "A" * 68)
+    await cloud.admin.create("disks", "default", size_mib=10)
+    await cloud.admin.create("vms", "default", image="default", nics=[{"subnet": "default"}])
+
+
 @schema.parametrize()
-@settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+@settings(
+    max_examples=5,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 def test_conforms(case: schemathesis.Case, running: Running) -> None:
-    case.call_and_validate(headers={"Authorization": f"Bearer {running.cloud.admin.secret}"})
+    waits = str(case.query.get("wait", "")) if case.query else ""
+    if re.fullmatch(r"[1-9][0-9.]*", waits) and float(waits) <= 60:
+        case.query["wait"] = 0.001
+    # Not asked: that all the schema allows is accepted. References, and rules over several fields, are beyond it.
+    case.call_and_validate(
+        headers={"Authorization": f"Bearer {running.cloud.admin.secret}"},
+        excluded_checks=[schemathesis.checks.CHECKS.get_one("positive_data_acceptance")],
+    )

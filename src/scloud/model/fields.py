@@ -69,10 +69,27 @@ Ref = Annotated[
     StringConstraints(pattern=REF_PATTERN, min_length=1, max_length=63),
     Field(description="a resource's id or name", examples=["default"]),
 ]
-Ipv4 = Annotated[str, StringConstraints(max_length=15), AfterValidator(_ipv4), Field(examples=["10.0.0.5"])]
-Cidr = Annotated[str, StringConstraints(max_length=18), AfterValidator(_cidr), Field(examples=["0.0.0.0/0"])]
+_OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = rf"^{_OCTET}(\.{_OCTET}){{3}}$"
+_CIDR = rf"^{_OCTET}(\.{_OCTET}){{3}}/(3[0-2]|[12]?[0-9])$"
+# Patterns are for those who read the published schema; the validators know more, and say it better.
+Ipv4 = Annotated[
+    str,
+    StringConstraints(max_length=15),
+    AfterValidator(_ipv4),
+    Field(examples=["10.0.0.5"], json_schema_extra={"pattern": _IPV4}),
+]
+Cidr = Annotated[
+    str,
+    StringConstraints(max_length=18),
+    AfterValidator(_cidr),
+    Field(examples=["0.0.0.0/0"], json_schema_extra={"pattern": _CIDR}),
+]
 SubnetCidr = Annotated[
-    str, StringConstraints(max_length=18), AfterValidator(_subnet_cidr), Field(examples=["10.0.0.0/24"])
+    str,
+    StringConstraints(max_length=18),
+    AfterValidator(_subnet_cidr),
+    Field(examples=["10.0.0.0/24"], json_schema_extra={"pattern": _CIDR}),
 ]
 Mac = Annotated[
     str, StringConstraints(pattern=worded(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", "a MAC such as 06:00:00:00:00:01"))
