@@ -163,6 +163,22 @@ class Checks:
                 left.append(f"{row.kind} {row.id} is {row.state}: {row.status}")
         return left
 
+    def explain(self, left: list[str]) -> None:
+        """Into the record: what the nodes know of the things that are left, and what was asked of them."""
+        world = self._world
+        ids = {word.strip(":") for text in left for word in text.split() if re.match(r"^(vm|dsk|nic|sg|vpc)-", word)}
+        for id in sorted(ids):
+            for op in world.base.read_now(lambda tx, id=id: operations.page(tx, None, limit=9, resource=id)[0]):
+                world.note(f"{id}: {op.action} of generation {op.generation} is {op.state}: {op.message}")
+            for node in world.nodes:
+                for item in node.hardware.desired():
+                    if item.id == id and node.daemon is not None:
+                        world.note(f"{id} on {node.name} is desired as {item!r}")
+                        world.note(f"{id} on {node.name} is {node.daemon.board.get(f'{item.kind}/{id}')!r}")
+            for row in world.base.read_now(_rows):
+                if row.id == id:
+                    world.note(f"{id}: {row}")
+
     async def final(self) -> None:
         """`pending` is empty: now everything agrees with everything."""
         world = self._world

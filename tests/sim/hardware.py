@@ -7,6 +7,7 @@ What the hypervisor was asked to do it does, whether or not the one who asked is
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,19 +60,29 @@ class Journal(MemoryJournal):
         super().__init__()
         self._file = file
         self._rng = rng
+        self._queue: deque[Callable[[], None]] = deque()
         self._take_all(file.content._snapshot())
 
     async def _persist(self, records: list[dict[str, Any]]) -> None:
-        await asyncio.sleep(0)
-        if len(records) > 1:  # one line after the other: death may come between
-            cut = self._rng.randrange(len(records))
-            self._file.content._take_all(records[:cut])
-            await asyncio.sleep(0)
-            self._file.content._take_all(records[cut:])
-        else:
-            self._file.content._take_all(records)
-        await asyncio.sleep(0)
-        self._take_all(records)
+        """As the real one: who stops waiting does not stop the write, and what is written counts."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        # one line after the other: death may come between
+        cut = self._rng.randrange(len(records)) if len(records) > 1 else 0
+        steps: list[Callable[[], None]] = [lambda: self._file.content._take_all(records[cut:])]
+        if cut:
+            steps.insert(0, lambda: self._file.content._take_all(records[:cut]))
+        steps.append(lambda: self._take_all(records))
+        steps.append(lambda: None if done.done() else done.set_result(None))
+        self._queue.extend(steps)
+        if len(self._queue) == len(steps):
+            loop.call_soon(self._step)
+        await done
+
+    def _step(self) -> None:
+        self._queue.popleft()()
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._step)
 
 
 class Driver:

@@ -74,6 +74,7 @@ async def _story(world: World, checks: Checks) -> None:
     step = 1.0
     while left := checks.pending():
         if loop.time() > end:
+            checks.explain(left)
             world.violation("not converged: " + "; ".join(left))
             return
         await asyncio.sleep(step)
@@ -86,6 +87,7 @@ async def _story(world: World, checks: Checks) -> None:
     await asyncio.sleep(STILL_S)
     checks.always()
     if left := checks.pending():
+        checks.explain(left)
         world.violation("did not stay converged: " + "; ".join(left))
     await checks.final()
 
