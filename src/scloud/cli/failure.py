@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from scloud.cli.human import clean
+from scloud.cli.looks import BY_KIND
 from scloud.cli.session import RUN, Output
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def hint(error: CloudError) -> str:
         return ""
     if error.kind.value == "not_found":
         match = re.match(r"there is no ([a-z-]+) '", error.message)
-        return f"`scloud {match[1]} list` shows what there is." if match else ""
+        known = match is not None and match[1] in (*BY_KIND, "token", "context")
+        return f"`scloud {match[1]} list` shows what there is." if match and known else ""
     if error.kind.value == "in_use":
         return "Delete or detach its users first." if error.users else ""
     return _HINTS.get(error.kind.value, "")

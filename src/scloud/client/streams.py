@@ -31,6 +31,8 @@ Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Takes a connection that a listening socket has accepted."""
 
 OPEN_S = 30.0
+RETRY_S = 0.5
+"""Pause between attempts at a guest that does not answer yet."""
 DRAIN_S = 60.0
 """How long a forwarded connection whose local side has ended may stay silent before it is closed."""
 
@@ -157,7 +159,7 @@ async def relay_until_answered(
             if loop.time() >= give_up:
                 raise failure("timed_out", f"no answer within {patience:g} s: {reason}")
             on_wait(reason)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(RETRY_S)
     finally:
         await source.close()
 

@@ -11,8 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
-import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,7 +163,7 @@ def read_until(descriptor: int, wanted: bytes) -> bytes:
 def test_console_on_a_terminal_is_raw_until_it_is_left(cli: Cli, cloud: FakeCloud) -> None:
     cloud.make("vms", "web", {})
     ours, theirs = pty.openpty()
-    before = tty.tcgetattr(theirs)  # type: ignore[attr-defined]
+    before = termios.tcgetattr(theirs)
     with started("vm", "console", "web", stdin=theirs, stdout=theirs, stderr=theirs) as process:
         read_until(ours, b"Ctrl-] leaves")
         os.write(ours, b"a\x03b")  # raw: Ctrl-C is the guest's

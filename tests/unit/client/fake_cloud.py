@@ -323,9 +323,10 @@ def build(cloud: FakeCloud) -> FastAPI:
                 writer.close()
 
         task = asyncio.create_task(up())
-        while data := await reader.read(65536):
-            await websocket.send_bytes(data)
-        await websocket.close()
+        with suppress(WebSocketDisconnect):
+            while data := await reader.read(65536):
+                await websocket.send_bytes(data)
+            await websocket.close()
         task.cancel()
 
     return app
