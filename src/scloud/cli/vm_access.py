@@ -26,9 +26,7 @@ def ssh(
     name: NameArgument,
     command: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[-- COMMAND...]", help="What to run in it; a login shell if nothing.", show_default=False
-        ),
+        typer.Argument(metavar="-- COMMAND", help="What to run in it; a login shell if nothing.", show_default=False),
     ] = None,
     user: Annotated[
         str | None, typer.Option("--user", "-l", help="Log in as.", show_default="the image's login user")

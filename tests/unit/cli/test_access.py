@@ -171,7 +171,7 @@ def test_console_on_a_terminal_is_raw_until_it_is_left(cli: Cli, cloud: FakeClou
         os.write(ours, b"\x1d")
         assert b"Left the console of web." in read_until(ours, b"Left the console of web.")
         assert process.wait(30) == 0
-    assert tty.tcgetattr(theirs) == before  # type: ignore[attr-defined]
+    assert termios.tcgetattr(theirs) == before
     os.close(ours)
     os.close(theirs)
 
