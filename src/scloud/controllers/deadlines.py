@@ -57,3 +57,14 @@ def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
         save(tx, row, status=status.model_copy(update={"state": State.ERROR, "reason": reason}))
     if kind == Kind.VM and row.node is None:
         placement.unplaced(tx, row)
+    elif kind == Kind.VM:
+        _expire_parts(tx, row, reason)
+
+
+def _expire_parts(tx: Tx, vm: Resource, reason: str) -> None:
+    """What is on its way together with the VM, and has no operation of its own to wait for it."""
+    for part in (part for parts in placement.attached(tx, vm) for part in parts):
+        status = part.status_as(status_type(Kind(part.kind)))
+        if status.state not in TRANSITIONAL or status.state == State.DELETING or operations.open_for(tx, part.id):
+            continue
+        save(tx, part, status=status.model_copy(update={"state": State.ERROR, "reason": reason}))

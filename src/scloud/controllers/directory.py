@@ -74,6 +74,14 @@ class Directory:
     def tunnel_ip(self, node: str) -> str:
         return self._tunnel_ip.get(node, "")
 
+    def mac_of(self, vpc: str, ip: str) -> str | None:
+        """The MAC that answers for an address in a VPC."""
+        for key in self._vpc_ports[vpc]:
+            entry = self._objects.get(key)
+            if entry is not None and isinstance(entry[0], DesiredPort) and entry[0].ip == ip:
+                return entry[0].mac
+        return None
+
     def nodes_of_vpc(self, vpc: str) -> set[str]:
         return set(self._vpc_nodes[vpc])
 

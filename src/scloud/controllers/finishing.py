@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scloud.controllers.settings import seconds_for
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.registry import SPEC, status_type
@@ -10,7 +11,7 @@ from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.store import nodes, operations
 from scloud.store.database import Tx
 from scloud.store.operations import OperationState
-from scloud.store.resources import Resource, find, remove, save, unrefer, using
+from scloud.store.resources import Resource, find, referred_to, remove, save, unrefer, using
 
 
 def complete(tx: Tx, row: Resource, generation: int, message: str = "done") -> None:
@@ -89,6 +90,8 @@ def finish_nic_removal(tx: Tx, nic: Resource) -> None:
     if nic.gone or nic.state == State.DELETING:
         complete_deletion(tx, nic)
         remove(tx, nic)
+        for id in (spec.subnet, spec.vpc):
+            dig_up(tx, id)
         _after_child(tx, nic, spec.vm)
     elif spec.vm is None:
         status = NicStatus(state=State.READY, observed_generation=nic.generation)
@@ -109,7 +112,9 @@ def begin_vm_deletion(tx: Tx, vm: Resource) -> None:
             status = row.status_as(DiskStatus).model_copy(update={"state": State.READY, "reason": "", "device": None})
             save(tx, row, spec=spec, status=status, parent=None)
         elif row.kind == Kind.NIC:
-            detach_nic(tx, row)
+            nic = detach_nic(tx, row)
+            if nic.node is not None:  # on its way to be free, so it has a deadline of its own
+                operations.begin(tx, "nic.detach", nic, seconds=seconds_for("nic.detach"))
     leave(tx, vm, reason)
 
 
@@ -151,6 +156,22 @@ def bury(tx: Tx, row: Resource, reason: str) -> None:
     if row.kind == Kind.VM:
         for child in owned(tx, row):
             save(tx, child, name=child.id, gone=True)
+
+
+def bury_network(tx: Tx, row: Resource) -> bool:
+    """A subnet or VPC may go while a node that does not answer still has deleted nics of it: its addresses and its
+    VNI stay reserved until then. False if there are none such."""
+    if not referred_to(tx, row.id):
+        return False
+    save(tx, row, name=row.id, gone=True)
+    return True
+
+
+def dig_up(tx: Tx, id: str) -> None:
+    """Forget a buried subnet or VPC once nothing is left in it."""
+    row = find(tx, id, gone=True)
+    if row is not None and row.gone and not referred_to(tx, id):
+        remove(tx, row)
 
 
 def leave_image(tx: Tx, image: Resource) -> Resource:

@@ -120,6 +120,7 @@ class LinkServer:
         session = Session(channel.peer, channel, manager.directory, manager.epoch, hello.facts, manager.revisions)
         await channel.send(Welcome(epoch=manager.epoch, node=channel.peer))
         log.info("node %s connected", channel.peer)
+        refused: list[CloudError] = []
         try:
             async with asyncio.TaskGroup() as group:
                 receiving = group.create_task(self._receive(channel, session))
@@ -129,9 +130,13 @@ class LinkServer:
                 sending.cancel()
         except* OSError:
             pass
+        except* CloudError as errors:
+            refused += [error for error in errors.exceptions if isinstance(error, CloudError)]
         finally:
             manager.disconnected(session)
             log.info("node %s disconnected", channel.peer)
+        if refused:
+            raise refused[0]
 
     async def _receive(self, channel: Channel, session: Session) -> None:
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from scloud.controllers.placement import Batch, read_nodes
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
 from scloud.controllers.waiters import Waiters
+from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
 from scloud.scheduler.snapshot import NodeSnapshot
@@ -126,17 +127,41 @@ class Manager:
 
     async def _work_forever(self) -> None:
         while True:
-            self._work_event.clear()
-            items = [item for item in await self.store.read(operations.due) if item.key not in self._running]
-            vms = [item for item in items if item.key.startswith("vm/")]
-            if vms:
-                nodes = await self._read_nodes()
-                await self.store.write(lambda tx, vms=vms, nodes=nodes: self._place(tx, vms, nodes))  # type: ignore[misc]
-            for item in items:
-                if not item.key.startswith("vm/"):
-                    self._begin(item)
-            if not items:
-                await self._wait_for_work()
+            try:
+                await self._work_once()
+            except Exception:
+                log.exception("looking for work failed; it is tried again")
+                await asyncio.sleep(self.settings.tick_s)
+
+    async def _work_once(self) -> None:
+        self._work_event.clear()
+        items = [item for item in await self.store.read(operations.due) if item.key not in self._running]
+        vms = [item for item in items if item.key.startswith("vm/")]
+        if vms:
+            await self._place_all(vms)
+        for item in items:
+            if not item.key.startswith("vm/"):
+                self._begin(item)
+        if not items:
+            await self._wait_for_work()
+
+    async def _place_all(self, items: list[WorkItem]) -> None:
+        """In one transaction; if that fails, one by one, so that what is wrong with one VM is its own."""
+        nodes = await self._read_nodes()
+        try:
+            await self.store.write(lambda tx: self._place(tx, items, nodes))
+            return
+        except CloudError as error:
+            log.warning("placement of %d VMs failed: %s", len(items), error)
+        except Exception:
+            log.exception("placement of %d VMs failed", len(items))
+        for item in items:
+            try:
+                await self.store.write(lambda tx, item=item: self._place(tx, [item], nodes))  # type: ignore[misc]
+            except Exception:
+                log.exception("placement of %s failed; it is tried again", item.key)
+                delay = min(60.0, 0.5 * 2 ** min(item.attempts, 8))
+                await self.store.write(lambda tx, item=item, d=delay: operations.retry(tx, item, delay=d))  # type: ignore[misc]
 
     async def _wait_for_work(self) -> None:
         due = await self.store.read(operations.next_due)

@@ -66,7 +66,9 @@ class NetworkWait:
             return False
         message = "done" if not late else f"done; {late} nodes are not reachable and will follow when they are back"
         status = current.status_as(status_type(Kind(current.kind)))
-        if status.state in (State.CREATING, State.UPDATING, State.PENDING):
+        if status.state in (State.CREATING, State.UPDATING, State.PENDING) or (
+            status.state == State.ERROR and current.kind == Kind.SECURITY_GROUP  # an expired wait, over now
+        ):
             status = status.model_copy(update={"state": State.READY, "reason": ""})
             save(tx, current, status=status, observed_generation=current.generation)
         finishing.complete(tx, current, current.generation, message)

@@ -119,17 +119,37 @@ class Batch:
 
     def __init__(self, tx: Tx, loads: Loads, nodes: Sequence[NodeSnapshot] | None = None) -> None:
         self._tx = tx
-        self._nodes = snapshot(tx, loads, nodes)
-        self._index = {node.id: number for number, node in enumerate(self._nodes)}
+        self._loads = loads
+        self._known = nodes is not None
+        self._see(snapshot(tx, loads, nodes))
         self._accounts: dict[str, dict[str, int]] = {}
         self._architectures: dict[str, str] = {}
+
+    def _see(self, nodes: list[NodeSnapshot]) -> None:
+        self._nodes = nodes
+        self._index = {node.id: number for number, node in enumerate(nodes)}
+
+    def _choose(self, request: Request) -> str | None:
+        """Nodes that were read before this transaction may have been cordoned or removed since."""
+        node = choose(self._nodes, request)
+        if node is None or not self._known:
+            return node
+        row = find(self._tx, node)
+        if row is not None and row.state == State.READY and not row.spec_as(NodeSpec).cordoned:
+            return node
+        self._known = False
+        self._see(snapshot(self._tx, self._loads))
+        return choose(self._nodes, request)
 
     def place(self, vm: Resource) -> bool:
         """Give a VM its node, or put it into `error` with the reasons. True if it was placed."""
         tx = self._tx
         spec = vm.spec_as(VmSpec)
         disks, nics = attached(tx, vm)
-        pinned = self._pin(spec, disks)
+        where = {disk.node for disk in disks if disk.node is not None}
+        if len(where | ({spec.node} - {None})) > 1:
+            return self._refuse(vm, self._apart(disks, spec.node))
+        pinned = spec.model_copy(update={"node": min(where)}) if where else spec
         disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in disks if disk.node is None)
         counts = self._accounts.get(vm.account)
         if counts is None:
@@ -137,15 +157,9 @@ class Batch:
         if spec.image not in self._architectures:
             self._architectures[spec.image] = architecture_of(tx, spec.image)
         request = request_for(tx, vm.account, pinned, disk_mib, vm.id, counts, self._architectures[spec.image])
-        node = choose(self._nodes, request)
+        node = self._choose(request)
         if node is None:
-            reason = f"no node can take it: {place(self._nodes, request).explain()}"
-            status = VmStatus(state=State.ERROR, reason=reason, addresses=vm.status_as(VmStatus).addresses)
-            save(tx, vm, status=status)
-            operations.record(tx, vm, "error", reason)
-            finishing.fail(tx, vm, vm.generation, reason, ErrorKind.NO_CAPACITY)
-            unplaced(tx, vm)
-            return False
+            return self._refuse(vm, f"no node can take it: {place(self._nodes, request).explain()}")
         number = self._index[node]
         self._nodes[number] = take(self._nodes, number, request)
         counts[node] = counts.get(node, 0) + 1
@@ -153,13 +167,22 @@ class Batch:
         settle(tx, vm, node, self._nodes[number].name, disks, nics)
         return True
 
-    @staticmethod
-    def _pin(spec: VmSpec, disks: list[Resource]) -> VmSpec:
-        """A disk that exists on a node ties its VM to that node."""
-        where = {disk.node for disk in disks if disk.node is not None}
-        if where and spec.node is None:
-            return spec.model_copy(update={"node": sorted(where)[0]})
-        return spec
+    def _refuse(self, vm: Resource, reason: str) -> bool:
+        tx = self._tx
+        status = VmStatus(state=State.ERROR, reason=reason, addresses=vm.status_as(VmStatus).addresses)
+        save(tx, vm, status=status)
+        operations.record(tx, vm, "error", reason)
+        finishing.fail(tx, vm, vm.generation, reason, ErrorKind.NO_CAPACITY)
+        unplaced(tx, vm)
+        return False
+
+    def _apart(self, disks: list[Resource], asked: str | None) -> str:
+        """A disk of the local pool ties its VM to its node: two nodes are one too many."""
+        names = {node.id: node.name for node in self._nodes}
+        places = [f"disk '{disk.name}' is on node {names.get(disk.node, disk.node)}" for disk in disks if disk.node]
+        if asked is not None:
+            places.append(f"node {names.get(asked, asked)} was asked for")
+        return f"no node can take it: {' and '.join(places)}; detach the disks that are elsewhere"
 
 
 def attached(tx: Tx, vm: Resource) -> tuple[list[Resource], list[Resource]]:

@@ -50,7 +50,7 @@ def _vm(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
     current = item.settled and item.generation >= row.generation
     new = old.model_copy(
         update={
-            "state": _vm_state(old.state, item, current),
+            "state": old.state if _overtaken(row, old.state, item) else _vm_state(old.state, item, current),
             "reason": item.reason,
             "cpus": item.cpus if item.cpus is not None else old.cpus,
             "memory_mib": item.memory_mib if item.memory_mib is not None else old.memory_mib,
@@ -76,6 +76,11 @@ def _vm(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
         finishing.fail(tx, row_after, item.generation, item.reason)
     else:
         finishing.complete(tx, row_after, item.generation, item.reason or "done")
+
+
+def _overtaken(row: Resource, old: State, item: Observed) -> bool:
+    """An error of before what is asked now says nothing about it."""
+    return item.state == "error" and item.generation < row.generation and old in TRANSITIONAL
 
 
 def _vm_state(old: State, item: Observed, current: bool) -> State:

@@ -9,6 +9,7 @@ from typing import Any
 from scloud.controllers.directory import AnyDesired, Directory
 from scloud.controllers.manager import Manager
 from scloud.flows.explain import trace_path
+from scloud.flows.pipeline import ROUTER_MAC
 from scloud.flows.view import LocalPort, LocalVpc, NodeView, RemotePort
 from scloud.model.desired import DesiredGroup, DesiredPort, DesiredVpc
 from scloud.model.errors import CloudError, invalid
@@ -134,16 +135,50 @@ async def _ask_switch(
 ) -> list[dict[str, str]]:
     """The source node's own switch, asked about the same packet: does it agree with the intent?"""
     name = names.get(source.node or "", source.node or "")
+    fields = _fields(manager.directory, source, address, protocol, port)
     try:
-        said = await manager.call(
-            source.node, f"nic '{source.name}'", "trace", nic=source.id, to=address, protocol=protocol, port=port
-        )
+        said = await manager.call(source.node, f"nic '{source.name}'", "trace", port=source.id, fields=fields)
     except CloudError as error:
         return [_step(name, "switch", "info", f"the real switch could not be asked: {error.message}")]
-    delivered = bool(said["forwards"])
-    agrees = "agrees" if delivered == passes or (delivered and not passes) else "disagrees: its flows are behind"
-    verb = "forwards" if delivered else "drops"
-    return [_step(name, "switch", "info", f"the real switch {verb} this packet when it leaves the VM and {agrees}")]
+    forwards = _forwards(str(said))
+    verb = "sends it on" if forwards else "drops it"
+    if passes == forwards:
+        agrees = "as it should"
+    elif forwards:
+        agrees = "which is right here: what stops it comes later on its way"
+    else:
+        agrees = "which is not what it should do: its flows are behind; see `scloud node list`"
+    return [_step(name, "switch", "info", f"the real switch, asked about this packet, {verb}, {agrees}")]
+
+
+def _fields(
+    directory: Directory, source: Resource, address: str, protocol: str, port: int | None
+) -> dict[str, str | int]:
+    """The packet in Open vSwitch's words, addressed as the guest would address it."""
+    spec = source.spec_as(NicSpec)
+    entry = directory.wish(source.node or "", f"vpc/{spec.vpc}")
+    vpc = entry[0] if entry is not None and isinstance(entry[0], DesiredVpc) else None
+    subnet = next((item for item in vpc.subnets if item.id == spec.subnet), None) if vpc else None
+    near = subnet is not None and ipaddress.IPv4Address(address) in ipaddress.IPv4Network(subnet.cidr)
+    mac = directory.mac_of(spec.vpc, address) if near else None
+    fields: dict[str, str | int] = {
+        "dl_src": spec.mac,
+        "dl_dst": mac or ROUTER_MAC,
+        "dl_type": "0x0800",
+        "nw_src": spec.ip,
+        "nw_dst": address,
+        "nw_ttl": 64,
+        "nw_proto": {"icmp": 1, "tcp": 6, "udp": 17}[protocol],
+    }
+    if protocol == "icmp":
+        return fields | {"icmp_type": 8, "icmp_code": 0}
+    return fields | {"tp_src": 49152, "tp_dst": port or 0}
+
+
+def _forwards(account: str) -> bool:
+    """From the last datapath actions of `ofproto/trace`: earlier ones only lead to connection tracking."""
+    actions = [line.partition(":")[2].strip() for line in account.splitlines() if line.startswith("Datapath actions:")]
+    return bool(actions) and actions[-1] not in ("", "drop")
 
 
 def _answer(steps: list[dict[str, str]]) -> dict[str, Any]:
