@@ -342,6 +342,11 @@ def using(tx: Tx, target: str, role: str) -> list[Resource]:
     return [_row(row) for row in tx.conn.execute(_USING, {"target": target, "role": role})]
 
 
+def referred_to(tx: Tx, target: str) -> bool:
+    """Whether anything uses a resource, tombstones too."""
+    return tx.conn.execute(select(reference.c.source).where(reference.c.target == target).limit(1)).first() is not None
+
+
 def sources_of(tx: Tx, target: str, role: str) -> list[str]:
     """Ids of what uses a resource in a role, tombstones too."""
     query = select(reference.c.source).where(reference.c.target == target, reference.c.role == role)

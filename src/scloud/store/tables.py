@@ -42,7 +42,7 @@ reference = Table(
 claim = Table(
     "claim",
     metadata,
-    Column("scope", String(48), primary_key=True),  # what must be unique within: 'vni', 'mac', 'ip:<subnet>'
+    Column("scope", String(48), primary_key=True),  # what must be unique within: 'vni', 'mac', 'ip:<vpc>'
     Column("value", String(64), primary_key=True),
     Column("owner", String(32), nullable=False),
     Index("ix_claim_owner", "owner"),

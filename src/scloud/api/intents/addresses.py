@@ -22,7 +22,8 @@ RESERVED = 3
 
 
 def scope_of(subnet: Resource) -> str:
-    return f"ip:{subnet.id}"
+    """The VPC's: its subnets do not overlap, and an address that is still reserved stays so in a subnet made anew."""
+    return f"ip:{subnet.spec_as(SubnetSpec).vpc}"
 
 
 def take_ip(tx: Tx, subnet: Resource, owner: str, wanted: str | None) -> str:

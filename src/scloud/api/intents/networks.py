@@ -301,8 +301,14 @@ def delete_plain(tx: Tx, kind: Kind, account: str | None, ref: str) -> dict[str,
     """For what lives in the database alone: refused while used, else gone at once."""
     row = get(tx, kind, ref, account)
     refuse_if_used(tx, row)
+    finishing.complete_deletion(tx, row)
+    if kind in (Kind.VPC, Kind.SUBNET) and finishing.bury_network(tx, row):
+        message = "deleted; its addresses stay reserved until a node that does not answer has let go of them"
+        return accepted(begin_and_end(tx, f"{kind}.delete", row, message), row)
     op = begin_and_end(tx, f"{kind}.delete", row, "deleted")
     remove(tx, row)
+    if kind is Kind.SUBNET and row.parent:
+        finishing.dig_up(tx, row.parent)
     return accepted(op, row)
 
 

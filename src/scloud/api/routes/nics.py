@@ -52,6 +52,7 @@ async def list_nics(
         if owner is not None:
             rows = find_many(tx, sources_of(tx, owner.id, role), gone=False)
             mine = [row for row in rows.values() if row.kind == Kind.NIC and (cursor is None or row.id > cursor)]
+            mine = [row for row in mine if name is None or row.name == name]
             mine.sort(key=lambda row: row.id)
             following = mine[limit - 1].id if len(mine) > limit else None
             return {"items": [row.public() for row in mine[:limit]], "next": following}

@@ -108,6 +108,8 @@ async def remove_node(
 ) -> Response:
     """Take a node out of the cloud; refused while it has VMs or disks, unless it is dead and `force` says so."""
 
+    removed: list[str] = []
+
     def delete(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
         held = [item for kind in (Kind.VM, Kind.DISK, Kind.NIC) for item in on_node(tx, kind, row.id)]
@@ -129,9 +131,12 @@ async def remove_node(
         tokens.revoke_all(tx, row.id)
         ended = operations.end(tx, op, operations.OperationState.DONE, "removed")
         remove(tx, row)
+        removed.append(row.id)
         return accepted(ended, row)
 
     response = await write(context, admin, delete)
+    for session in filter(None, map(context.manager.sessions.get, removed)):
+        await session.hang_up()  # from now on it is refused
     return response
 
 
