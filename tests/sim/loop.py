@@ -85,24 +85,21 @@ class Life:
         return True
 
 
-_numbers = itertools.count()
-
-
 class _Future(asyncio.Future[Any]):
     """Has the same place in a set in every run of a seed."""
 
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, *, loop: SimLoop) -> None:
         super().__init__(loop=loop)
-        self._number = next(_numbers)
+        self._number = next(loop.numbers)
 
     def __hash__(self) -> int:
         return self._number
 
 
 class _Task(asyncio.Task[Any]):
-    def __init__(self, work: Any, **more: Any) -> None:
-        self._number = next(_numbers)
-        super().__init__(work, **more)
+    def __init__(self, work: Any, *, loop: SimLoop, **more: Any) -> None:
+        self._number = next(loop.numbers)
+        super().__init__(work, loop=loop, **more)
 
     def __hash__(self) -> int:
         return self._number
@@ -118,6 +115,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._soon: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
+        self.numbers = itertools.count()
         self.turns = 0
         self.graveyard: list[Any] = []
         """Kept, so that what is dead is not collected: a collected coroutine would run its `finally`."""

@@ -11,6 +11,8 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
+from scloud.store.database import Store
+
 from .chaos import Chaos
 from .checks import Checks
 from .loop import Stuck
@@ -20,7 +22,7 @@ from .world import World
 
 CONVERGED_S = 420.0
 """Virtual seconds after the last fault within which everything must be as it should be."""
-STILL_S = 20.0
+STILL_S = 10.0
 """And so it must stay."""
 
 
@@ -57,9 +59,9 @@ async def _story(world: World, checks: Checks) -> None:
     chaos, tenant = Chaos(world), Tenant(world)
     loop = asyncio.get_running_loop()
     trouble = [loop.create_task(chaos.run()), loop.create_task(tenant.run())]
-    end = loop.time() + rng.choice([10.0, 25.0, 50.0])
+    end = loop.time() + rng.choice([8.0, 15.0, 30.0])
     while loop.time() < end and not world.violations:
-        await asyncio.sleep(0.5 + rng.random())
+        await asyncio.sleep(0.5 + 2.0 * rng.random())
         checks.always()
         _raise_problems(world)
     for task in trouble:
@@ -98,11 +100,11 @@ def _raise_problems(world: World) -> None:
     world.loop.problems.clear()
 
 
-def run_seed(seed: int, *, mutation: str = "", verbose: bool = False) -> Result:
+def run_seed(seed: int, *, mutation: str = "", verbose: bool = False, base: Store | None = None) -> Result:
     """In a process that has nothing else to do, and ends soon after: what died in it is never collected."""
     gc.disable()
     began = os.times()
-    world = World(seed, verbose=verbose)
+    world = World(seed, verbose=verbose, base=base)
     logger = logging.getLogger("scloud")
     logger.setLevel(logging.INFO if verbose else logging.ERROR)
     logger.propagate = False

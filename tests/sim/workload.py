@@ -21,7 +21,7 @@ from scloud.store.resources import Resource, all_of, create, refuse_if_used, sav
 
 from .world import World
 
-MAX_VMS = 8
+MAX_VMS = 6
 Ask = Callable[[Tx], dict[str, Any]]
 
 
@@ -69,11 +69,11 @@ class Tenant:
         for verb in (self._create_vpc, self._create_subnet, self._create_vm):
             await self._until_up()
             self.ask(verb)
-        mean = self._rng.choice([0.3, 0.8, 2.0])
+        mean = self._rng.choice([0.4, 1.0, 2.5])
         while True:
             await asyncio.sleep(self._rng.expovariate(1 / mean))
             await self._until_up()
-            for _ in range(self._rng.choice([1, 1, 1, 2, 4])):
+            for _ in range(self._rng.choice([1, 1, 1, 2, 3])):
                 if self._world.manager.up:
                     self.ask(self._rng.choices(self._verbs, self._weights)[0])
 

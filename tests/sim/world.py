@@ -26,10 +26,17 @@ class Violation(Exception):
     """Something that may never happen, happened."""
 
 
+def empty_database() -> Store:
+    """In memory; its clock and its randomness are set by whoever uses it."""
+    store = Store("sqlite://", clock=lambda: 0.0, rng=Random(0), inline=True)
+    metadata.create_all(store.engine)
+    return store
+
+
 class World:
     """`verbose` prints what happens as it happens."""
 
-    def __init__(self, seed: int, *, verbose: bool = False) -> None:
+    def __init__(self, seed: int, *, verbose: bool = False, base: Store | None = None) -> None:
         self.seed = seed
         self.rng = Random(seed)
         self.loop = SimLoop(self.rng)
@@ -38,8 +45,9 @@ class World:
         self.violations: list[str] = []
         self.slowness = self.rng.choice([0.005, 0.02, 0.1])
         self.encode = self.rng.random() < 0.2
-        self.base = Store("sqlite://", clock=self.clock, rng=Random(seed ^ 0x5C10D), inline=True)
-        metadata.create_all(self.base.engine)
+        self.base = base or empty_database()
+        self.base.clock = self.clock
+        self.base.rng = Random(seed ^ 0x5C10D)
         self.account = ""
         self.image = ""
         self.manager = ManagerProcess(self, self.base)
