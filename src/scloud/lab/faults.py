@@ -13,6 +13,7 @@ from scloud.node.keep import read_units
 from scloud.node.keeping import kill_unit, set_units, start_keeper
 from scloud.node.layout import Unit
 from scloud.node.processes import of_node, signal_all
+from scloud.setup.manager import start_manager
 
 MANAGER = "manager"
 
@@ -59,7 +60,7 @@ def heal(plan: LabPlan, node: str) -> str:
     start_keeper(plan.layout)
     if node == MANAGER:
         kill_unit(plan.layout, MANAGER, signal.SIGCONT)
-        _want(plan, MANAGER, "run")
+        start_manager(plan.layout, plan.endpoints)
         return "the manager runs"
     sandbox = plan.sandbox(node)
     wires.set_links(plan, node, "up")

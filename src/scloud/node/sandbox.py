@@ -64,8 +64,11 @@ class Sandbox(Value):
         self._unpin()
         self._after_boot()
         mounts.claim(self.root)
-        for folder in (*self._covers().values(), self.pins, self.root / "agent"):
+        for folder in (*self._covers().values(), self.pins):
             folder.mkdir(parents=True, exist_ok=True)
+        for private in ("agent", "disks", "images", "log"):
+            (self.root / private).mkdir(exist_ok=True)
+            (self.root / private).chmod(0o700)
         # A mount namespace can be pinned only on a mount that does not propagate into it.
         run(["mount", "--bind", str(self.pins), str(self.pins)])
         run(["mount", "--make-private", str(self.pins)])

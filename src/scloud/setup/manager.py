@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from pathlib import Path
 
 import httpx
 import orjson
@@ -16,10 +15,13 @@ from scloud.drivers.supervisor.process import tail
 from scloud.drivers.supervisor.ready import wait_ready
 from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.node.keep import ask
 from scloud.node.keeping import set_units
 from scloud.node.layout import Layout
 
 READY_TIMEOUT_S = 60.0
+_LOOK_S = 5.0
+_TRIES = 3
 
 
 class Endpoints(Value):
@@ -69,11 +71,20 @@ def start_manager(layout: Layout, endpoints: Endpoints) -> bool:
         before = None
     layout.manager.mkdir(parents=True, exist_ok=True, mode=0o700)
     set_units(layout, layout.manager_unit(endpoints.api, endpoints.link))
-    outcome = asyncio.run(wait_ready(layout.manager / "ready", None, READY_TIMEOUT_S))
-    if outcome != "ready" or not _healthy(endpoints):
+    if not _gets_ready(layout) or not _healthy(endpoints):
         log = layout.keeper / "log" / "manager.log"
         raise CloudError(ErrorKind.ENGINE, f"the manager does not get ready; its log {log} ends: {tail(log)}")
     return before is None or Identity.read(pidfile) != before
+
+
+def _gets_ready(layout: Layout) -> bool:
+    """Whether it says that it is ready in time; one that dies again and again is not waited for."""
+    for _ in range(int(READY_TIMEOUT_S / _LOOK_S)):
+        if asyncio.run(wait_ready(layout.manager / "ready", None, _LOOK_S)) == "ready":
+            return True
+        if ask(layout, "status")["units"].get("manager", {}).get("restarts", 0) >= _TRIES:
+            return False
+    return False
 
 
 def _healthy(endpoints: Endpoints) -> bool:
@@ -107,7 +118,3 @@ def save_admin_context(context: Context, *, make_current: bool) -> bool:
         return False
     save_context(context, make_current=make_current)
     return True
-
-
-def manager_log(layout: Layout) -> Path:
-    return layout.keeper / "log" / "manager.log"

@@ -1,0 +1,179 @@
+"""`lab` and `up` as people use them: the script, a cloud of its own, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scloud.drivers.supervisor.identity import Identity
+from scloud.node import processes
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+class Cloud:
+    """The command line with folders of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lab, self.host = folder / "lab", folder / "host"
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("SCLOUD_")},
+            "SCLOUD_CONFIG": str(folder / "config"),
+            "SCLOUD_LAB_ROOT": str(self.lab),
+            "SCLOUD_ROOT": str(self.host),
+        }
+
+    def run(self, *arguments: str, timeout_s: float = 300.0) -> str:
+        done = subprocess.run(
+            [str(REPOSITORY / "scloud"), *arguments],
+            **{"env": self.env, "capture_output": True, "text": True, "timeout": timeout_s, "check": False},  # type: ignore[call-overload]
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return str(done.stdout)
+
+    def status(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.run("lab", "status", "-o", "json"))
+        return parsed
+
+    def pids(self, role: str, node: str | None = None) -> set[int]:
+        return {p["pid"] for p in self.status()["processes"] if p["role"] == role and node in (None, p["node"])}
+
+    def state(self, node: str) -> str:
+        return str(next(item["state"] for item in self.status()["nodes"] if item["name"] == node))
+
+
+def host_devices() -> set[str]:
+    return {link["ifname"] for link in json.loads(subprocess.check_output(["ip", "-json", "link"]))}
+
+
+def left_of(root: Path) -> list[str]:
+    """Processes and mounts that still belong to a cloud."""
+    inside = processes.namespaces_of(root, processes.scan())
+    running = [f"{p.command} {p.pid}" for p in processes.scan() if processes.of_cloud(root, inside)(p)]
+    return running + [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {root}" in line]
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with tempfile.TemporaryDirectory(prefix="scloud-test-") as folder:
+        # dnsmasq has a user of its own, which must get through to its files.
+        Path(folder).chmod(0o711)
+        made = Cloud(Path(folder))
+        yield made
+        made.run("lab", "down", "--purge")
+        made.run("down", "--purge")
+
+
+def test_a_lab_lives_breaks_and_heals(cloud: Cloud) -> None:
+    before = host_devices()
+    cloud.run("lab", "up", "--nodes", "2")
+    status = cloud.status()
+    roles = {(process["role"], process["node"]) for process in status["processes"]}
+    assert {("manager", None), ("keeper", None)} <= roles
+    for node in ("n1", "n2"):
+        assert {(role, node) for role in ("agent", "libvirtd", "ovsdb-server", "ovs-vswitchd")} <= roles
+    assert len(host_devices() - before) == 1, "all the rest is in namespaces"
+    context = ("--context", status["context"])
+    home = json.loads(cloud.run(*context, "vm", "show", "hello", "-o", "json"))["status"]["node"]
+    other = "n2" if home == "n1" else "n1"
+    assert cloud.run("lab", "exec", "n2", "--", "hostname").strip() == "n2"
+    assert cloud.run(*context, "vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+
+    # Again: nothing to do, and nothing is touched.
+    running = {(p["role"], p["pid"]) for p in status["processes"]}
+    assert "Nothing to do" in cloud.run("lab", "up", "--nodes", "2")
+    assert running == {(p["role"], p["pid"]) for p in cloud.status()["processes"]}
+
+    guests = cloud.pids("qemu", home)
+    assert len(guests) == 1
+
+    # The data plane needs neither manager nor agent.
+    cloud.run("lab", "fail", "manager", "--how", "kill")
+    cloud.run("lab", "fail", home, "--how", "kill", "--only-agent")
+    assert not cloud.pids("manager") and not cloud.pids("agent", home)
+    assert cloud.pids("qemu", home) == guests
+    cloud.run("lab", "heal", "manager")
+    cloud.run("lab", "heal", home)
+    assert cloud.run(*context, "vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+    assert cloud.pids("qemu", home) == guests, "a restarted agent restarts nothing"
+
+    cloud.run("lab", "fail", home, "--how", "hang")
+    assert cloud.state(home) == "hung" and cloud.state(other) == "up"
+    assert all(p["stopped"] for p in cloud.status()["processes"] if p["node"] == home)
+    cloud.run("lab", "heal", home)
+    assert cloud.state(home) == "up" and cloud.pids("qemu", home) == guests
+
+    cloud.run("lab", "fail", home, "--how", "partition")
+    assert cloud.state(home) == "partitioned"
+    address = next(item["management"] for item in status["nodes"] if item["name"] == home)
+    assert subprocess.run(["ping", "-c1", "-W1", address], capture_output=True, check=False).returncode == 1
+    cloud.run("lab", "heal", home)
+    assert cloud.state(home) == "up"
+    subprocess.run(["ping", "-c5", "-W1", address], capture_output=True, check=True)
+
+    cloud.run("lab", "fail", home, "--how", "kill")
+    assert cloud.state(home) == "killed"
+    assert not [p for p in cloud.status()["processes"] if p["node"] == home]
+    cloud.run("lab", "heal", home)
+    assert cloud.run(*context, "vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+    assert cloud.pids("qemu", home).isdisjoint(guests)
+    assert "clean" in cloud.run(*context, "audit")
+
+    cloud.run("lab", "down")
+    assert left_of(cloud.lab) == [] and host_devices() == before
+    assert [path.name for path in cloud.lab.iterdir()] == ["cache"]
+
+
+def test_a_lab_whose_start_was_killed_is_cleared_by_the_next(cloud: Cloud) -> None:
+    for mark in ("nodes/n1/ns/mnt", "manager/ready", "nodes/n1/agent/pki/cert.pem"):
+        start = subprocess.Popen(
+            [str(REPOSITORY / "scloud"), "lab", "up", "--nodes", "1"],
+            env=cloud.env,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not (cloud.lab / mark).exists() and start.poll() is None:
+            subprocess.run(["sleep", "0.02"], check=True)
+        os.killpg(start.pid, signal.SIGKILL)
+        start.wait()
+    cloud.run("lab", "up", "--nodes", "1")
+    assert len(cloud.pids("manager")) == len(cloud.pids("keeper")) == len(cloud.pids("agent", "n1")) == 1
+    assert cloud.run("--context", cloud.status()["context"], "vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+
+
+def test_a_cloud_on_this_host_starts_stops_and_goes_without_a_trace(cloud: Cloud) -> None:
+    before = host_devices()
+    first = cloud.run("up")
+    assert "The cloud is up" in first and "./scloud vm ssh hello" in first
+    assert cloud.run("vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+    mine = {p.pid for p in processes.scan() if processes.of_cloud(cloud.host, ())(p)}
+    assert "Nothing to do" in cloud.run("up")
+    assert mine == {p.pid for p in processes.scan() if processes.of_cloud(cloud.host, ())(p)}
+
+    assert "1 shut down" in cloud.run("down")
+    assert left_of(cloud.host) == [] and host_devices() == before
+    assert all(Identity.of(pid) is None for pid in mine)
+
+    cloud.run("up")
+    hello = json.loads(cloud.run("vm", "show", "hello", "-o", "json"))
+    assert hello["status"]["state"] == "running"
+    assert cloud.run("vm", "ssh", "hello", "--", "hostname").strip() == "hello"
+    assert "clean" in cloud.run("audit")
+
+    # What is killed by hand is removed as well as what was stopped in order.
+    inside = processes.namespaces_of(cloud.host, processes.scan())
+    processes.signal_all(processes.of_cloud(cloud.host, inside), signal.SIGKILL)
+    cloud.run("down", "--purge")
+    assert left_of(cloud.host) == [] and host_devices() == before
+    assert not cloud.host.exists() and not (cloud.folder / "config").exists()
