@@ -9,7 +9,7 @@ from typing import Any
 from scloud.controllers.directory import AnyDesired, Directory
 from scloud.controllers.manager import Manager
 from scloud.flows.explain import trace_path
-from scloud.flows.pipeline import ROUTER_MAC
+from scloud.flows.pipeline import GATEWAY_MAC
 from scloud.flows.view import LocalPort, LocalVpc, NodeView, RemotePort
 from scloud.model.desired import DesiredGroup, DesiredPort, DesiredVpc
 from scloud.model.errors import CloudError, invalid
@@ -163,7 +163,7 @@ def _fields(
     mac = directory.mac_of(spec.vpc, address) if near else None
     fields: dict[str, str | int] = {
         "dl_src": spec.mac,
-        "dl_dst": mac or ROUTER_MAC,
+        "dl_dst": mac or GATEWAY_MAC,
         "dl_type": "0x0800",
         "nw_src": spec.ip,
         "nw_dst": address,
