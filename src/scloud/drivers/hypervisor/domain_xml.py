@@ -230,8 +230,10 @@ def stamp_of(root: ET.Element) -> str | None:
 
 
 def _mib(element: ET.Element | None) -> int:
-    # libvirt always answers in KiB.
-    return int(element.text or 0) // 1024 if element is not None else 0
+    """We write MiB; libvirt answers in KiB."""
+    if element is None:
+        return 0
+    return int(element.text or 0) // (1 if element.get("unit") == "MiB" else 1024)
 
 
 def view_of(xml: str) -> DomainView | None:

@@ -138,7 +138,8 @@ class LibvirtHypervisor:
             spec.console_log.parent.mkdir(parents=True, exist_ok=True)
             spec.console_socket.parent.mkdir(parents=True, exist_ok=True)
             modes = [_disk_mode(disk) for disk in spec.disks]
-            domain = connection.defineXML(domain_xml(spec, modes, self._accelerator))
+            xml = domain_xml(spec, modes, self._accelerator)
+            domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             domain.create()
 
         await self._connection.call(f"start {spec.vm}", begin, START_TIMEOUT_S)
