@@ -9,8 +9,10 @@ from typing import Any
 from sqlalchemy import select
 
 from scloud.controllers.audit import audit
+from scloud.controllers.directory import Directory
 from scloud.drivers.switch.protocol import TUNNEL_OFPORT
 from scloud.flows.compile import compile_view
+from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredPort
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
@@ -183,6 +185,7 @@ class Checks:
         """`pending` is empty: now everything agrees with everything."""
         world = self._world
         for node in world.nodes:
+            self._wishes(node)
             self._flows(node)
         self._devices(world.base.read_now(_rows))
         report = await self._audit()
@@ -194,6 +197,17 @@ class Checks:
         assert manager.life is not None and manager.manager is not None
         report: dict[str, Any] = await manager.life.spawn(audit(manager.manager))
         return report
+
+    def _wishes(self, node: AgentProcess) -> None:
+        """The node has been told what the manager wishes, no more and no less."""
+        directory = Directory()
+        self._world.base.read_now(directory.load)
+        wanted = {key: directory.wish(node.id, key) for key in directory.wishes(node.id)}
+        told = {f"{item.kind}/{item.id}": digest_of(item) for item in node.hardware.desired()}
+        for key in sorted(wanted.keys() | told.keys()):
+            wish = wanted.get(key)
+            if told.get(key) != (wish[1] if wish is not None else None):
+                self._world.violation(f"{node.name} was told otherwise of {key}: wished is {wish!r}")
 
     def _flows(self, node: AgentProcess) -> None:
         """The switch has what a fresh compile of the journal gives."""

@@ -56,10 +56,11 @@ class JournalFile:
 class Journal(MemoryJournal):
     """One agent's journal: reads the file when it is made, writes to it, and dies with the agent."""
 
-    def __init__(self, file: JournalFile, rng: Random) -> None:
+    def __init__(self, file: JournalFile, rng: Random, flush: Callable[[], float]) -> None:
         super().__init__()
         self._file = file
         self._rng = rng
+        self._flush_s = flush
         self._queue: deque[Callable[[], None]] = deque()
         self._take_all(file.content._snapshot())
 
@@ -76,7 +77,7 @@ class Journal(MemoryJournal):
         steps.append(lambda: None if done.done() else done.set_result(None))
         self._queue.extend(steps)
         if len(self._queue) == len(steps):
-            loop.call_soon(self._step)
+            loop.call_later(self._flush_s(), self._step)
         await done
 
     def _step(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from scloud.agent.journal import MemoryJournal
 from scloud.controllers import finishing
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, save
@@ -26,7 +27,8 @@ def _forgets_journal() -> None:
     """An agent that starts knows nothing of what it was told."""
 
     def make_journal(world: World, file: JournalFile) -> Journal:
-        return Journal(JournalFile(), world.rng)
+        file.content = MemoryJournal()
+        return Journal(file, world.rng, world.short)
 
     World.make_journal = make_journal  # type: ignore[method-assign]
 

@@ -91,7 +91,7 @@ class World:
     # --- making
 
     def make_journal(self, file: JournalFile) -> Journal:
-        return Journal(file, self.rng)
+        return Journal(file, self.rng, self.short)
 
     def build(self, nodes: int) -> None:
         """A cluster, an account, an image, and nodes that have joined."""

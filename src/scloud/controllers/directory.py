@@ -148,7 +148,7 @@ class Directory:
         self._vm_row[row.id] = row
         self._place(f"vm/{row.id}", row.node)
         self._render_vm(row.id)
-        if before is not None and before.name != row.name:
+        if before is None or before.name != row.name:
             for nic in list(self._vm_nics[row.id]):
                 self._put_nic(self._nic[nic][0])
 
