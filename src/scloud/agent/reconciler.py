@@ -85,7 +85,19 @@ class Reconciler:
             await pool.stop()
 
     async def take(self, message: Desired) -> None:
-        """Journal what the manager says, then act on it. `CloudError` when the journal cannot be written."""
+        """Journal what the manager says, then act on it. `CloudError` when the journal cannot be written.
+
+        A connection that breaks meanwhile does not stop it: what is journalled would never be told again, and what is
+        told by the next connection must come after it.
+        """
+        taking = asyncio.get_running_loop().create_task(self._take(message))
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.wait([taking])
+            raise
+
+    async def _take(self, message: Desired) -> None:
         touched = [*(key_of(item) for item in message.set), *message.drop]
         before = {key: self._journal.desired.get(key) for key in touched}
         await self._journal.apply(message.set, message.drop)
