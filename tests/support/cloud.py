@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from sqlalchemy import select
 
 from scloud.api.app import PREFIX, make_app
@@ -41,6 +43,17 @@ class Authority:
 
     def issue(self, node: str, csr: str) -> str:
         return f"certificate of {node} for {csr}"
+
+
+_APPS: list[FastAPI] = []
+
+
+def _app(context: Context) -> FastAPI:
+    """The one application of the process, on this cloud: building its routes takes longer than most tests."""
+    if not _APPS:
+        _APPS.append(make_app(context))
+    _APPS[0].state.context = context
+    return _APPS[0]
 
 
 class Api:
@@ -152,10 +165,7 @@ class Cloud:
         self.manager = Manager(self.store, self.files, epoch=epoch, settings=self._settings)
         self.link = LinkServer(self.manager, Authority(), self._send_image)
         self.context = Context(self.manager, self.link, join_address="cloud:7781", ca_pin="f" * 64)
-        if hasattr(self, "app"):
-            self.app.state.context = self.context
-        else:
-            self.app = make_app(self.context)
+        self.app = _app(self.context)
         self._running = asyncio.get_running_loop().create_task(self.manager.run())
         await self.manager.ready.wait()
         self.listener.handler = self.link.handle
@@ -219,33 +229,40 @@ class Cloud:
         return (await self.store.write(lambda tx: create(tx, Kind.IMAGE, owner, name, wanted, status))).id
 
     async def until(self, api: Api, path: str, state: str, seconds: float = 5.0) -> dict[str, Any]:
-        """Wait, woken by the manager's own commits, until a resource is in a state."""
+        """The resource once it is in a state."""
         seen: dict[str, Any] = {}
-        kind, id = path.strip("/").split("/")[0].removesuffix("s"), None
+
+        async def reached() -> bool:
+            nonlocal seen
+            seen = await api.get(path)
+            return bool(seen["status"]["state"] == state)
+
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    key = f"{kind}/{id or path.rsplit('/', 1)[1]}"
-                    change = self.manager.waiters.expect(key)
-                    seen = await api.get(path)
-                    if seen["status"]["state"] == state:
-                        self.manager.waiters.cancel(key, change)
-                        return seen
-                    if id is None and seen["id"] != path.rsplit("/", 1)[1]:
-                        self.manager.waiters.cancel(key, change)
-                        id = seen["id"]
-                        continue
-                    await change
+            await self.eventually(reached, seconds)
         except TimeoutError:
             raise AssertionError(f"{path} is not {state} after {seconds} s: {seen}") from None
+        return seen
 
     async def until_gone(self, id: str, seconds: float = 5.0) -> None:
         """Until the row itself is removed."""
-        async with asyncio.timeout(seconds):
-            while True:
-                if not self.rows("resource", id=id):
-                    return
-                await asyncio.sleep(0.005)
+
+        async def gone() -> bool:
+            return not self.rows("resource", id=id)
+
+        await self.eventually(gone, seconds)
+
+    async def eventually(self, true: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+        """Ask again after every commit until it is so; TimeoutError if it never is."""
+        commit = asyncio.Event()
+        listener = lambda _keys: commit.set()  # noqa: E731
+        self.store.listeners.append(listener)
+        try:
+            async with asyncio.timeout(seconds):
+                while not await true():
+                    await commit.wait()
+                    commit.clear()
+        finally:
+            self.store.listeners.remove(listener)
 
     def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
         """Rows of a table, for looking behind the API."""

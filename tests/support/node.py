@@ -110,6 +110,12 @@ class ScriptedNode:
         self.holding = False
         await self._report(list(self.objects))
 
+    async def until(self, true: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Ask again after every message of desired state until it is so; TimeoutError if it never is."""
+        async with asyncio.timeout(seconds):
+            while not true():
+                await self.heard.wait()
+
     def facts(self) -> NodeFacts:
         return NodeFacts(
             hostname=self.name,
