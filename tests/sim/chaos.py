@@ -67,6 +67,8 @@ class Chaos:
         for node in world.nodes:
             node.break_rate = node.trouble_rate = 0.0
             node.hardware.repair()
+            for domain in node.hardware.host.domains.values():
+                domain.deaf = False
             if node.wire.dropping:
                 node.wire.heal()
             if node.life is not None:

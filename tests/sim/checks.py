@@ -208,6 +208,7 @@ class Checks:
             wish = wanted.get(key)
             if told.get(key) != (wish[1] if wish is not None else None):
                 self._world.violation(f"{node.name} was told otherwise of {key}: wished is {wish!r}")
+                self.explain([key.partition("/")[2]])
 
     def _flows(self, node: AgentProcess) -> None:
         """The switch has what a fresh compile of the journal gives."""

@@ -213,6 +213,7 @@ class Directory:
             self._vpc_ports[spec.vpc].discard(key)
         if row.node is None:
             return
+        self.changed.add((row.node, key))  # also if nothing else of the VPC is there any more
         if self._tally(self._vpc_nodes[spec.vpc], self._node_vpcs[row.node], spec.vpc, row.node, add):
             self.changed.add((row.node, f"vpc/{spec.vpc}"))
             self.changed.update((row.node, port) for port in self._vpc_ports[spec.vpc])
