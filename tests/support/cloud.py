@@ -221,6 +221,15 @@ class Cloud:
             await self.admin.wait(made)
         return node
 
+    async def lose(self, node: ScriptedNode) -> None:
+        """The node dies, and the manager has noticed that its connection is gone."""
+        await node.stop()
+
+        async def noticed() -> bool:
+            return node.id not in self.manager.sessions
+
+        await self.eventually(noticed)
+
     async def image(self, name: str = "micro", *, account: str | None = None, size_mib: int = 10, **spec: Any) -> str:
         """An image that is ready, without bytes; public unless of an account. Its id."""
         status = ImageStatus(state=State.READY, size_mib=size_mib, sha256="0" * 64, file_mib=1)
@@ -252,14 +261,15 @@ class Cloud:
         await self.eventually(gone, seconds)
 
     async def eventually(self, true: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
-        """Ask again after every commit until it is so; TimeoutError if it never is."""
+        """Ask again after every commit, and every tick, until it is so; TimeoutError if it never is."""
         commit = asyncio.Event()
         listener = lambda _keys: commit.set()  # noqa: E731
         self.store.listeners.append(listener)
         try:
             async with asyncio.timeout(seconds):
                 while not await true():
-                    await commit.wait()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(commit.wait(), self._settings.tick_s)
                     commit.clear()
         finally:
             self.store.listeners.remove(listener)

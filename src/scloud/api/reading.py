@@ -28,12 +28,11 @@ def fetch(tx: Tx, kind: Kind, ref: str, caller: Caller) -> Resource:
     try:
         return get(tx, kind, ref, caller.account)
     except CloudError:
+        row = find(tx, ref) if caller.admin else None
+        if row is not None and row.kind == kind:
+            return row
         if kind is Kind.IMAGE:
             return get(tx, kind, ref, SYSTEM)
-        if caller.admin:
-            row = find(tx, ref)
-            if row is not None and row.kind == kind:
-                return row
         raise
 
 
