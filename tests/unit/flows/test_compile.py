@@ -154,3 +154,26 @@ def test_one_more_nic_among_a_thousand_compiles_that_nic_alone() -> None:
         assert (len(change.remove), len(change.add)) == ((0, 5) if number == 0 else (4, 4))
     # 2 ms when measured alone; the bound leaves room for a busy machine.
     assert min(took) < 0.02
+
+
+def test_ports_that_cannot_be_used_have_no_flows() -> None:
+    """A number that the switch has not given would spoil a whole bundle; a nic said to be here is not tunnelled to."""
+    world = small_world()
+    world.nic("nic-gone", "n2", "vpc-a", "10.0.0.60", absent=True)
+    world.nic("nic-left", "n1", "vpc-a", "10.0.0.61", absent=True)
+    world.nic("nic-here", "n2", "vpc-a", "10.0.0.62", tunnel_ip="172.31.0.11")
+    world.nic("nic-stray", "n2", "vpc-a", "10.0.0.63", vpc="vpc-z")
+    view = world.view("n1")
+    web = view.local[0]
+    assert web.port.id == "nic-web"
+    for bad in (
+        dataclasses.replace(web, ofport=-1),
+        dataclasses.replace(web, ofport=0),
+        dataclasses.replace(web, ofport=65280),
+        dataclasses.replace(web, zone=0),
+    ):
+        flows = compile_view(dataclasses.replace(view, local=(bad, *view.local[1:])))
+        owners = {flow.cookie for flow in flows}
+        assert cookie_of("port/nic-db") in owners and cookie_of("port/nic-far") in owners
+        for name in ("nic-web", "nic-gone", "nic-left", "nic-here", "nic-stray"):
+            assert cookie_of(f"port/{name}") not in owners

@@ -103,6 +103,27 @@ def test_a_peer_group_is_its_members_of_the_vpc(world: World) -> None:
     assert not world.tcp("nic-db", "nic-web", 80), "10.0.0.11 is a member in another VPC only"
 
 
+def test_each_peer_group_has_its_own_rules(world: World) -> None:
+    world.group("sg-admin")
+    world.group("sg-client")
+    world.group(
+        "sg-web",
+        rule(5, "inbound", "tcp", (80, 80), group="sg-client"),
+        rule(6, "inbound", "tcp", (22, 22), group="sg-admin"),
+    )
+    world.nic("nic-far", "n2", "vpc-a", "10.0.0.12", "sg-all", "sg-client")
+    world.nic("nic-db", "n1", "vpc-a", "10.0.0.11", "sg-admin", "sg-all")
+    world.nic("nic-other", "n2", "vpc-a", "10.0.1.10", "sg-all", "sg-client", "sg-admin")
+    world.apply()
+    passed = {
+        (name, port)
+        for name in ("nic-far", "nic-db", "nic-other")
+        for port in (22, 80)
+        if world.tcp(name, "nic-web", port)
+    }
+    assert passed == {("nic-far", 80), ("nic-db", 22), ("nic-other", 22), ("nic-other", 80)}
+
+
 def test_a_group_may_name_itself_in_both_directions() -> None:
     world = small_world()
     world.group("sg-self", rule(1, "inbound", group="sg-self"), rule(2, "outbound", group="sg-self"))
@@ -157,6 +178,20 @@ def test_a_better_rule_does_not_take_over_a_connection(world: World) -> None:
     world.group("sg-web", rule(6, "inbound", "tcp"))
     world.apply()
     assert world.arrived("nic-web", answer_to(journey.arrivals[0].packet)) == ["nic-far"]
+
+
+def test_where_two_rules_allow_it_the_lower_mark_has_the_connection(world: World) -> None:
+    both = (rule(6, "inbound", "tcp"), rule(5, "inbound", "tcp", (22, 22)))
+    world.group("sg-web", *both)
+    world.apply()
+    journey = world.send("nic-far", tcp(world.ends("nic-far", "nic-web"), 40000, 22))
+    answer = answer_to(journey.arrivals[0].packet)
+    world.group("sg-web", both[1])
+    world.apply()
+    assert world.arrived("nic-web", answer) == ["nic-far"]
+    world.group("sg-web", both[0])
+    world.apply()
+    assert world.arrived("nic-web", answer) == []
 
 
 def test_other_connections_are_not_touched(world: World) -> None:
