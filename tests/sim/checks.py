@@ -192,6 +192,22 @@ class Checks:
         if not report["clean"]:
             world.violation("the audit finds: " + "; ".join(f"{item}" for item in report["findings"]))
 
+    def running(self) -> list[tuple[str, str]]:
+        """(VM, node) of what runs, as the database has it."""
+        rows = self._world.base.read_now(_rows)
+        return [(row.id, row.node) for row in rows if row.kind == Kind.VM and row.state == State.RUNNING and row.node]
+
+    def runs(self, vm: str, node: str) -> bool:
+        machine = next(item for item in self._world.nodes if item.id == node).hardware
+        domain = machine.host.domains.get(vm)
+        return domain is not None and domain.running
+
+    def networks(self) -> None:
+        """Every switch has the flows of its node's journal; an agent that knows of nothing touches none."""
+        for node in self._world.nodes:
+            if list(node.hardware.desired()):
+                self._flows(node)
+
     async def _audit(self) -> dict[str, Any]:
         manager = self._world.manager
         assert manager.life is not None and manager.manager is not None

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 
+from scloud.agent.disks import Disks
 from scloud.agent.journal import MemoryJournal
+from scloud.agent.reconciler import Reconciler
+from scloud.agent.usage import Usage
 from scloud.controllers import finishing
+from scloud.controllers.sessions import Session
+from scloud.model.wire import Desired
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, save
 
@@ -33,9 +39,44 @@ def _forgets_journal() -> None:
     World.make_journal = make_journal  # type: ignore[method-assign]
 
 
+def _takes_half() -> None:
+    """What is told while the connection breaks is written down, and not acted on."""
+
+    async def take(self: Reconciler, message: Desired) -> None:
+        await self._take(message)
+
+    Reconciler.take = take  # type: ignore[method-assign]
+
+
+def _deletes_in_use() -> None:
+    """An agent takes every disk for unused, and nobody's work for exclusive."""
+
+    @asynccontextmanager
+    async def hold(self: Disks, disks: Iterable[str]) -> AsyncIterator[None]:
+        yield
+
+    Disks.hold = hold  # type: ignore[method-assign]
+    Usage.disk_open_by = lambda self, disk: None  # type: ignore[method-assign]
+
+
+def _forgets_to_drop() -> None:
+    """A manager never tells a node to forget something."""
+    send = Session._send_some
+
+    async def send_some(self: Session) -> None:
+        for key in [key for key in self._dirty if self._directory.wish(self.node, key) is None]:
+            self._sent.pop(key, None)
+        await send(self)
+
+    Session._send_some = send_some  # type: ignore[method-assign]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "forgets-usage": _forgets_usage,
     "forgets-journal": _forgets_journal,
+    "takes-half": _takes_half,
+    "deletes-in-use": _deletes_in_use,
+    "forgets-to-drop": _forgets_to_drop,
 }
 
 

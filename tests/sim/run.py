@@ -24,6 +24,8 @@ CONVERGED_S = 420.0
 """Virtual seconds after the last fault within which everything must be as it should be."""
 STILL_S = 10.0
 """And so it must stay."""
+ALONE_S = 120.0
+"""Within which guests are back after a power failure, manager or not."""
 
 
 @dataclass
@@ -92,6 +94,29 @@ async def _story(world: World, checks: Checks) -> None:
         checks.explain(left)
         world.violation("did not stay converged: " + "; ".join(left))
     await checks.final()
+    if rng.random() < 0.3:
+        await _without_manager(world, checks)
+
+
+async def _without_manager(world: World, checks: Checks) -> None:
+    """The manager is gone for good and every host has lost power: what ran runs again by itself."""
+    running = checks.running()
+    assert world.manager.life is not None
+    world.manager.life.kill()
+    for node in world.nodes:
+        node.reboot()
+    await asyncio.sleep(1.0)
+    for node in world.nodes:
+        node.start()
+    end = asyncio.get_running_loop().time() + ALONE_S
+    while missing := [vm for vm in running if not checks.runs(*vm)]:
+        if asyncio.get_running_loop().time() > end:
+            world.violation(f"without a manager these do not come back: {missing}")
+            return
+        await asyncio.sleep(2.0)
+    await asyncio.sleep(5.0)
+    checks.networks()
+    _raise_problems(world)
 
 
 def _raise_problems(world: World) -> None:
