@@ -184,10 +184,14 @@ class Cloud:
                 await self._running
             self._running = None
 
-    async def restart(self) -> None:
-        """Another manager on the same database; nodes dial in again."""
+    async def restart_manager(self) -> None:
+        """Another manager on the same database; its nodes have lost their connection."""
         await self.stop()
         await self.start()
+
+    async def restart(self) -> None:
+        """Another manager on the same database; nodes dial in again."""
+        await self.restart_manager()
         for node in self.nodes.values():
             await node.stop()
             await node.start()
