@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
 from scloud.reconcile.disk import CreateDisk, DeleteDisk, DiskHere, DiskPlan, DiskUse, ResizeDisk, disk_plan
 from scloud.reconcile.vm import DiskView
+
+log = logging.getLogger(__name__)
 
 FAILED_AFTER = 3
 """Tries in a row after which an object is reported to be in error; it is tried on all the same."""
@@ -110,8 +113,10 @@ class Disks:
                 self._board.put(plan.observed)
             if not self._usage.known and not isinstance(plan.action, ResizeDisk):
                 return None  # woken again once what runs is known
+            began = self.workers.now()
             try:
                 await self._act(desired, plan.action)
+                log.info("%s: %s in %.3f s", disk, plan.action, self.workers.now() - began)
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
                 raise

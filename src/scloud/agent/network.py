@@ -8,6 +8,7 @@ meanwhile is in the next round, which begins at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from scloud.model.observed import Observed
 from scloud.reconcile.network import node_view, tap_name
 from scloud.reconcile.port import AddTap, PortPlan, PortSituation, RemoveTap, port_plan
 from scloud.reconcile.vm import NicView
+
+log = logging.getLogger(__name__)
 
 WATCH_SWITCH_S = 1.0
 """How often the switch is asked whether it has lost its flows."""
@@ -267,6 +270,7 @@ class Network:
             if error.kind == ErrorKind.CONFLICT:  # something unknown has the number: the next try takes another
                 await self._journal.free(owner)
             raise
+        log.info("%s: %s is port %d of the switch", owner, device, number)
         self._on_switch[owner] = (device, number)
         self._touched[owner] = self._clock
         self._stale = True
@@ -280,6 +284,7 @@ class Network:
         self._stale = True
         self._wake_flows()
         await self._journal.free(owner)
+        log.info("%s: %s is off the switch", owner, device)
 
     async def _flows(self) -> float | None:
         """Bring the switch's flows in line with what is desired and in place."""
@@ -318,6 +323,10 @@ class Network:
             raise
         self._problems.pop("flows", None)
         self._incarnation = incarnation
+        if lost:
+            log.info("all flows: %d", len(self._compiler.flows()))
+        elif change:
+            log.info("flows: %d removed, %d added", len(change.remove), len(change.add))
         before, self._flowing = self._flowing, {f"port/{item.port.id}": item for item in view.local}
         if self._target >= target:  # else a new connection has begun, with revisions of its own
             self._board.network_revision = target

@@ -18,6 +18,7 @@ from scloud.model.wire import StreamHello
 
 MAX_STREAMS = 256
 PIECE = 64 * 1024
+TRY_S = 1.0
 
 
 class Streams:
@@ -75,14 +76,27 @@ class Streams:
         return channel
 
     async def _connect(self, vm: DesiredVm, port: int) -> socket.socket:
-        """To the first of the VM's nics that answers."""
+        """To the first of the VM's nics that answers.
+
+        Tried anew each second: the kernel itself would wait longer and longer with a guest that is just booting.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DEADLINES_S["connect"]
+        while True:
+            try:
+                return await self._try(vm, port)
+            except CloudError as error:
+                if error.kind != ErrorKind.TIMED_OUT or loop.time() >= deadline:
+                    raise
+
+    async def _try(self, vm: DesiredVm, port: int) -> socket.socket:
         problem = CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' has no nic; attach one")
         for nic in vm.nics:
             item = self._journal.desired.get(f"port/{nic}")
             if not isinstance(item, DesiredPort) or item.absent:
                 continue
             try:
-                return await self._functions.connect(item.vpc, item.ip, port, DEADLINES_S["connect"])
+                return await self._functions.connect(item.vpc, item.ip, port, TRY_S)
             except CloudError as error:
                 problem = error
         raise problem

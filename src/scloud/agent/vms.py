@@ -120,10 +120,13 @@ class Vms:
                 return plan.wake_at
             if self.workers.failures(key) < FAILED_AFTER:
                 self._board.put(plan.observed)
+            began = self.workers.now()
             try:
-                undone = 0 if await self._carry_out(desired, step) else undone + 1
+                done = await self._carry_out(desired, step)
+                undone = 0 if done else undone + 1
+                log.info("%s: %s%s in %.3f s", vm, step.action, "" if done else " put off", self.workers.now() - began)
             except (CloudError, OSError) as error:
-                log.warning("%s: %s: %s", vm, type(step.action).__name__, error)
+                log.warning("%s: %s: %s", vm, step.action, error)
                 failed[step.action] = error
             if undone >= MAX_UNDONE:  # whatever it waits for is not in its plan: no reason to spin
                 return self.workers.now() + UNDONE_S

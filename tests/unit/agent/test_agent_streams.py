@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -201,3 +202,24 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     path.write_bytes(b"0123456789abc")
     assert read_log(path, 5) == b"89abc"
     assert read_log(path, 100) == b"0123456789abc"
+
+
+async def test_a_guest_that_is_still_booting_is_tried_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as one:
+        tries: list[float] = []
+        real = one.streams._functions.connect
+
+        async def silent(vpc: str, address: str, port: int, timeout_s: float) -> socket.socket:
+            tries.append(timeout_s)
+            if len(tries) < 3:
+                raise CloudError(ErrorKind.TIMED_OUT, "no answer")
+            return await real(vpc, address, port, timeout_s)
+
+        monkeypatch.setattr(one.streams._functions, "connect", silent)
+        listener = one.network.serve(VPC, "10.0.0.11", 22)
+        await one.streams.open("s", "tcp", VM, 22)
+        await one.arrived.get()
+        assert tries == [1.0, 1.0, 1.0]
+        listener.close()
