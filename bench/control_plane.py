@@ -4,7 +4,7 @@
 
 Prints VMs a second from POST to `running`, one VM alone, a 100-row list with details during the burst, small GETs a
 second, and the manager's memory. The simulated nodes (the real agent on fake drivers), the manager and this client
-share the machine. VMs are spread over VPCs of 50, as tenants' are.
+share the machine. VMs are spread over VPCs of 10, as small tenants have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from pipelined import Connection
 
-VPC_SIZE = 50
+VPC_SIZE = 10
 WORKERS = 16
 
 
@@ -52,12 +52,21 @@ class Cloud:
         self.root = Path(tempfile.mkdtemp(prefix="scloud-bench-"))
         self.processes: list[subprocess.Popen[str]] = []
 
+    def _spawn(self, name: str, *argv: str, stdin: str | None = None) -> subprocess.Popen[str]:
+        """A Python module of the product in a process of its own, its log in our folder."""
+        log = (self.root / f"{name}.log").open("w")
+        pipe = subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+        process = subprocess.Popen([sys.executable, "-m", *argv], stdin=pipe, stderr=log, text=True)
+        self.processes.append(process)
+        if process.stdin is not None and stdin is not None:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        return process
+
     async def __aenter__(self) -> Cloud:
-        log = (self.root / "manager.log").open("w")
-        argv = [sys.executable, "-m", "scloud.manager", "--root", str(self.root / "m")]
-        argv += ["--api", "127.0.0.1:0", "--link", "127.0.0.1:17991"]
-        self.manager = subprocess.Popen(argv, stderr=log, text=True)
-        self.processes.append(self.manager)
+        root = str(self.root / "m")
+        addresses = ("--api", "127.0.0.1:0", "--link", "127.0.0.1:17991")
+        self.manager = self._spawn("manager", "scloud.manager", "--root", root, *addresses)
         ready = self.root / "m" / "ready"
         while not ready.exists():
             await asyncio.sleep(0.05)
@@ -75,17 +84,7 @@ class Cloud:
         for number in range(self.nodes):
             answer = await self.api.json("POST", "/nodes", {"name": f"sim-{number}"})
             tokens.append(answer["join"]["token"])
-        log = (self.root / "nodes.log").open("w")
-        nodes = subprocess.Popen(
-            [sys.executable, "-m", "scloud.sim.nodes", "--manager", link],
-            stdin=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        self.processes.append(nodes)
-        assert nodes.stdin is not None
-        nodes.stdin.write("\n".join(tokens))
-        nodes.stdin.close()
+        nodes = self._spawn("nodes", "scloud.sim.nodes", "--manager", link, stdin="\n".join(tokens))
         while (await self.api.json("GET", "/status"))["nodes"].get("ready", 0) < self.nodes:
             await asyncio.sleep(0.2)
             if nodes.poll() is not None:
