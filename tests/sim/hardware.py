@@ -19,7 +19,7 @@ from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
 from scloud.drivers.hypervisor.protocol import DomainSpec
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
-from scloud.drivers.storage.fake import FakeDisk, FakeStorage
+from scloud.drivers.storage.fake import FakeDisk
 from scloud.drivers.switch.fake import FakeOvs
 from scloud.model.desired import DesiredPort, DesiredVm
 from scloud.model.errors import CloudError, ErrorKind

@@ -70,6 +70,8 @@ async def _story(world: World, checks: Checks) -> None:
         task.cancel()
     if world.violations:
         return
+    if rng.random() < 0.15:
+        await _long_outage(world, checks)
     chaos.heal()
     chaos.raise_the_dead()
     await asyncio.sleep(2.0)
@@ -96,6 +98,23 @@ async def _story(world: World, checks: Checks) -> None:
     await checks.final()
     if rng.random() < 0.3:
         await _without_manager(world, checks)
+
+
+async def _long_outage(world: World, checks: Checks) -> None:
+    """A host is away for longer than deadlines: what was asked of it ends all the same."""
+    node = world.rng.choice(world.nodes)
+    node.reboot()
+    world.count("long_outage")
+    tenant = Tenant(world)
+    for _ in range(6):
+        if world.manager.up:
+            tenant.ask(tenant.any_verb())
+    end = asyncio.get_running_loop().time() + world.rng.choice([70.0, 130.0, 330.0])
+    while asyncio.get_running_loop().time() < end and not world.violations:
+        await asyncio.sleep(7.0)
+        if world.manager.life is None:
+            world.manager.start()
+        checks.always()
 
 
 async def _without_manager(world: World, checks: Checks) -> None:

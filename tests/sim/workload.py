@@ -31,7 +31,7 @@ class Tenant:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng: Random = world.rng
-        self._names = 0
+        self._names = 1000 * world.statistics.get("long_outage", 0)
         verbs: list[tuple[int, Callable[[Tx], dict[str, Any] | None]]] = [
             (12, self._create_vm),
             (7, self._delete_vm),
@@ -75,7 +75,10 @@ class Tenant:
             await self._until_up()
             for _ in range(self._rng.choice([1, 1, 1, 2, 3])):
                 if self._world.manager.up:
-                    self.ask(self._rng.choices(self._verbs, self._weights)[0])
+                    self.ask(self.any_verb())
+
+    def any_verb(self) -> Callable[[Tx], dict[str, Any] | None]:
+        return self._rng.choices(self._verbs, self._weights)[0]
 
     async def _until_up(self) -> None:
         while not self._world.manager.up:
@@ -127,7 +130,7 @@ class Tenant:
         if len(all_of(tx, Kind.VM, gone=True)) >= MAX_VMS:
             return self._delete_vm(tx)
         rng = self._rng
-        images = [row for row in all_of(tx, Kind.IMAGE)]
+        images = all_of(tx, Kind.IMAGE)
         spec: dict[str, Any] = {
             "image": rng.choice(images).id if rng.random() < 0.3 else "micro",
             "cpus": rng.choice([1, 1, 2]),
