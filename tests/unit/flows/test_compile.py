@@ -162,8 +162,10 @@ def test_ports_that_cannot_be_used_have_no_flows() -> None:
     world.nic("nic-gone", "n2", "vpc-a", "10.0.0.60", absent=True)
     world.nic("nic-left", "n1", "vpc-a", "10.0.0.61", absent=True)
     world.nic("nic-here", "n2", "vpc-a", "10.0.0.62", tunnel_ip="172.31.0.11")
-    world.nic("nic-stray", "n2", "vpc-a", "10.0.0.63", vpc="vpc-z")
+    world.nic("nic-stray", "n2", "vpc-a", "10.0.0.63")
+    world.ports["nic-stray"] = world.ports["nic-stray"].model_copy(update={"vpc": "vpc-z"})
     view = world.view("n1")
+    view = dataclasses.replace(view, remote=(*view.remote, RemotePort(world.ports["nic-stray"])))
     web = view.local[0]
     assert web.port.id == "nic-web"
     for bad in (
