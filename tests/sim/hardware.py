@@ -26,7 +26,7 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeLoad
 from scloud.reconcile.network import service_name
 
-from .loop import WORLD, Life, SimLoop
+from .loop import WORLD
 
 IMAGE_MIB = 8
 
@@ -113,30 +113,23 @@ class Driver:
 
 
 class Libvirt(FakeHypervisor):
-    """What is begun goes on when the agent has died or given up waiting: a start here, a guest's shutdown there."""
+    """A domain is active from the beginning of its start, as with libvirt: an agent that dies meanwhile has started it.
 
-    def __init__(self, host: FakeHost, engine: Life, started: Callable[[str], None]) -> None:
+    A guest that was asked to shut down does so though nobody waits for it.
+    """
+
+    def __init__(self, host: FakeHost, start_s: float, started: Callable[[str], None]) -> None:
         super().__init__(host)
-        self._engine = engine
+        self._start_s = start_s
         self._started = started
 
     async def start(self, spec: DomainSpec) -> None:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[None] = loop.create_future()
-
-        async def work() -> None:
-            try:
-                await super(Libvirt, self).start(spec)
-            except CloudError as error:
-                if not answer.done():
-                    answer.set_exception(error)
-            else:
-                self._started(spec.vm)
-                if not answer.done():
-                    answer.set_result(None)
-
-        self._engine.spawn(work())
-        await answer
+        before = self.host.domains.get(spec.vm)
+        ran = before is not None and before.running
+        await super().start(spec)
+        if not ran:
+            self._started(spec.vm)
+            await asyncio.sleep(self._start_s)
 
     async def shutdown(self, vm: str) -> None:
         loop = asyncio.get_running_loop()
@@ -219,11 +212,9 @@ class NoLoad:
 class Hardware:
     """One machine. `power_failure` is the plug pulled and put back."""
 
-    def __init__(self, rng: Random, loop: SimLoop, tunnel_ip: str) -> None:
-        self._loop = loop
-        self.engine = Life("libvirtd", loop)
+    def __init__(self, rng: Random, tunnel_ip: str) -> None:
+        self.start_s = rng.choice([0.05, 0.3, 2.0])
         self.host = FakeHost(
-            start_s=rng.choice([0.05, 0.3, 2.0]),
             boot_s=rng.choice([0.0, 3.0, 12.0]),
             react_s=rng.choice([0.01, 0.5, 4.0]),
             call_timeout_s=15.0,
@@ -238,8 +229,6 @@ class Hardware:
         self.boots = 1
 
     def power_failure(self) -> None:
-        self.engine.kill()
-        self.engine = Life("libvirtd", self._loop)
         self.host.away = self.host.hung = False
         self.host.power_failure()
         self.switch.taps.clear()

@@ -186,7 +186,7 @@ class AgentProcess:
         self.id = id
         self.name = f"n{number}"
         self.tunnel_ip = f"172.31.0.{number}"
-        self.hardware = Hardware(world.rng, world.loop, self.tunnel_ip)
+        self.hardware = Hardware(world.rng, self.tunnel_ip)
         self.wire = Wire(world.loop, delay=world.short, breaks=self._breaks, encode=world.encode)
         self.life: Life | None = None
         self.daemon: Daemon | None = None
@@ -207,7 +207,7 @@ class AgentProcess:
         life = self.life = Life(f"agent-{self.name}", world.loop)
         life.on_death = lambda: self._died(life)
         boot = f"boot-{machine.boots}"
-        host = Libvirt(machine.host, machine.engine, lambda vm: world.started(self, vm))
+        host = Libvirt(machine.host, machine.start_s, lambda vm: world.started(self, vm))
         plain = (machine.switch, FakeStorage(machine.disk), LinkedFunctions(machine.kernel, machine.switch))
         drivers = Drivers(*(Driver(inner, world.short, self._trouble) for inner in (host, *plain)))
         around = Surroundings(

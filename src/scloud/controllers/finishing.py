@@ -148,13 +148,14 @@ def bury(tx: Tx, row: Resource, reason: str) -> None:
 
     Its name is free again; its addresses are not, because the node may still be using them.
     """
+    complete_deletion(tx, row, reason)
     if row.gone:
         return
-    complete_deletion(tx, row, reason)
     operations.record(tx, row, "warning", reason)
     save(tx, row, name=row.id, gone=True)
     if row.kind == Kind.VM:
         for child in owned(tx, row):
+            complete_deletion(tx, child, reason)
             save(tx, child, name=child.id, gone=True)
 
 
