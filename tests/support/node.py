@@ -226,7 +226,10 @@ class ScriptedNode:
         """Dials back and echoes in capitals."""
         channel = await self._listener.dial(self.id, self.conditions)
         await channel.send(StreamHello(stream=name))
-        with contextlib.suppress(OSError):
+        try:
             while data := await channel.read():
                 await channel.write(data.upper())
-        await channel.close()
+        except OSError:
+            pass
+        finally:
+            await channel.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from scloud.api.problems import MEDIA_TYPE, Problem
 from scloud.model.base import Value
@@ -177,12 +177,12 @@ class VmAsk(Value):
     node: Ref | None = None
     placement_group: Ref | None = None
     power: Literal["on", "off"] = "on"
-    restart_limit: Annotated[int, Field(ge=0, le=100)] = 5
+    restart_limit: Annotated[int, Field(strict=True, ge=0, le=100)] = 5
 
 
 class VmCreate(Value):
     name: Name
-    count: Annotated[int, Field(ge=1, le=100)] = 1
+    count: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
     spec: VmAsk
 
 
@@ -191,7 +191,7 @@ class Rename(Value):
 
 
 class StopAsk(Value):
-    force: bool = False
+    force: StrictBool = False
 
 
 class RebuildAsk(Value):
@@ -299,7 +299,7 @@ class NodeCreate(Value):
 
 class ClusterAsk(Value):
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
-    cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
+    cpu_overcommit: Annotated[float, Field(strict=True, ge=1.0, le=16.0)] = 4.0
 
 
 class ClusterCreate(Value):
@@ -308,7 +308,7 @@ class ClusterCreate(Value):
 
 
 class ClusterPatchSpec(Value):
-    cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)]
+    cpu_overcommit: Annotated[float, Field(strict=True, ge=1.0, le=16.0)]
 
 
 class ClusterPatch(Value):
@@ -317,7 +317,7 @@ class ClusterPatch(Value):
 
 
 class AccountAsk(Value):
-    admin: bool = False
+    admin: StrictBool = False
 
 
 class AccountCreate(Value):
@@ -335,7 +335,7 @@ class TokenCreate(Value):
         ),
     ] = "token"
     account: Ref | None = None
-    ttl_s: Annotated[float, Field(gt=0, le=10 * 365 * 86400)] | None = None
+    ttl_s: Annotated[float, Field(strict=True, gt=0, le=10 * 365 * 86400)] | None = None
 
 
 class TraceAsk(Value):
@@ -346,4 +346,4 @@ class TraceAsk(Value):
     source: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(alias="from")
     to: Annotated[str, StringConstraints(min_length=1, max_length=63)]
     protocol: Literal["tcp", "udp", "icmp"]
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None

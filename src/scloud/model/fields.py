@@ -94,9 +94,10 @@ SubnetCidr = Annotated[
 Mac = Annotated[
     str, StringConstraints(pattern=worded(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", "a MAC such as 06:00:00:00:00:01"))
 ]
-Vni = Annotated[int, Field(ge=1, le=MAX_VNI, description="VXLAN network identifier, 24 bits")]
-Cpus = Annotated[int, Field(ge=1, le=256, description="virtual CPUs")]
-MemoryMib = Annotated[int, Field(ge=64, le=16 * 1024 * 1024, description="memory in MiB")]
-DiskMib = Annotated[int, Field(ge=1, le=64 * 1024 * 1024, description="size in MiB")]
-L4Port = Annotated[int, Field(ge=0, le=65535)]
+# Strict: true is not 1, and "1" neither.
+Vni = Annotated[int, Field(strict=True, ge=1, le=MAX_VNI, description="VXLAN network identifier, 24 bits")]
+Cpus = Annotated[int, Field(strict=True, ge=1, le=256, description="virtual CPUs")]
+MemoryMib = Annotated[int, Field(strict=True, ge=64, le=16 * 1024 * 1024, description="memory in MiB")]
+DiskMib = Annotated[int, Field(strict=True, ge=1, le=64 * 1024 * 1024, description="size in MiB")]
+L4Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
 Timestamp = Annotated[float, Field(description="seconds since 1970-01-01 UTC")]

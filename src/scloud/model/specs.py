@@ -93,7 +93,7 @@ class ImageSpec(Value):
             )
         ),
     ] = "root"
-    public: bool = Field(default=False, description="usable by every account; an administrator's to set")
+    public: bool = Field(default=False, strict=True, description="usable by every account; an administrator's to set")
 
 
 class VpcSpec(Value):
