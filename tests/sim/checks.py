@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredPort
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
+from scloud.model.statuses import VmStatus
 from scloud.reconcile.network import node_view
 from scloud.store import nodes as usage
 from scloud.store import operations
@@ -38,6 +40,10 @@ GOOD_REASONS = (
 def _rows(tx: Tx) -> list[Resource]:
     query = select(resource).order_by(resource.c.id)
     return [Resource(*tuple(row)) for row in tx.conn.execute(query)]
+
+
+def _history(tx: Tx, id: str) -> list[operations.Operation]:
+    return operations.page(tx, None, limit=9, resource=id)[0]
 
 
 class Checks:
@@ -170,7 +176,7 @@ class Checks:
         world = self._world
         ids = {word.strip(":") for text in left for word in text.split() if re.match(r"^(vm|dsk|nic|sg|vpc)-", word)}
         for id in sorted(ids):
-            for op in world.base.read_now(lambda tx, id=id: operations.page(tx, None, limit=9, resource=id)[0]):
+            for op in world.base.read_now(partial(_history, id=id)):
                 world.note(f"{id}: {op.action} of generation {op.generation} is {op.state}: {op.message}")
             for node in world.nodes:
                 for item in node.hardware.desired():
@@ -265,8 +271,6 @@ def _vm_pending(row: Resource) -> list[str]:
 
 
 def _reason(row: Resource) -> str:
-    from scloud.model.statuses import VmStatus
-
     return row.status_as(VmStatus).reason
 
 

@@ -37,7 +37,7 @@ class LinkedDisk(FakeDisk):
     host: FakeHost
 
     @property
-    def in_use(self) -> set[str]:  # type: ignore[override]
+    def in_use(self) -> set[str]:
         running = (domain for domain in self.host.domains.values() if domain.running)
         return {disk.disk for domain in running for disk in domain.disks.values() if not disk.read_only}
 

@@ -15,8 +15,7 @@ from scloud.model.wire import Desired
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, save
 
-from .hardware import JournalFile
-from .processes import Journal
+from .hardware import Journal, JournalFile
 from .world import World
 
 
@@ -32,9 +31,9 @@ def _forgets_usage() -> None:
 def _forgets_journal() -> None:
     """An agent that starts knows nothing of what it was told."""
 
-    def make_journal(world: World, file: JournalFile) -> Journal:
+    def make_journal(self: World, file: JournalFile) -> Journal:
         file.content = MemoryJournal()
-        return Journal(file, world.rng, world.short)
+        return Journal(file, self.rng, self.short)
 
     World.make_journal = make_journal  # type: ignore[method-assign]
 

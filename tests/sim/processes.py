@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,13 +28,11 @@ from .hardware import (
     IMAGE_MIB,
     Driver,
     Hardware,
-    Journal,
     Libvirt,
     LinkedFunctions,
     NodeImages,
     NodeSeeds,
     NoLoad,
-    Path,
 )
 from .link import SimChannel, SimListener, Wire
 from .loop import Life, SimLoop
@@ -274,6 +273,3 @@ class AgentProcess:
             self.life.kill()
             self.life = self.daemon = None
         self.hardware.power_failure()
-
-
-__all__ = ["AgentProcess", "Journal", "ManagerProcess"]

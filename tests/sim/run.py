@@ -70,7 +70,7 @@ async def _story(world: World, checks: Checks) -> None:
         task.cancel()
     if world.violations:
         return
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         await _long_outage(world, checks)
     chaos.heal()
     chaos.raise_the_dead()
@@ -109,7 +109,7 @@ async def _long_outage(world: World, checks: Checks) -> None:
     for _ in range(6):
         if world.manager.up:
             tenant.ask(tenant.any_verb())
-    end = asyncio.get_running_loop().time() + world.rng.choice([70.0, 130.0, 330.0])
+    end = asyncio.get_running_loop().time() + world.rng.choice([70.0, 70.0, 70.0, 130.0, 330.0])
     while asyncio.get_running_loop().time() < end and not world.violations:
         await asyncio.sleep(7.0)
         if world.manager.life is None:
