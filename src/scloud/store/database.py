@@ -56,6 +56,21 @@ class _Job:
         self.future = future
 
 
+class _BatchLost(Exception):
+    """The database has undone the whole transaction, with all writes in it, because of one."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _root_of(error: BaseException) -> Exception:
+    """What happened first: the failure to go back to a savepoint tells nothing."""
+    while error.__context__ is not None and "savepoint" in str(error):
+        error = error.__context__
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
 class Store:
     """Opens a database by URL. `inline` runs writes on the caller's thread: for the simulator and unit tests."""
 
@@ -142,10 +157,18 @@ class Store:
                         with conn.begin_nested():
                             result = job.fn(tx)
                     except Exception as error:
-                        outcomes.append((job.future, None, error))
+                        if self._rolled_back(conn):
+                            raise _BatchLost(_root_of(error)) from error
+                        outcomes.append((job.future, None, _database_error(error)))
                     else:
                         outcomes.append((job.future, result, None))
                         touched.update(tx.touched)
+        except _BatchLost as error:
+            if len(batch) > 1:
+                for job in batch:
+                    self._commit([job])
+                return
+            outcomes, touched = [(batch[0].future, None, _database_error(error.cause))], {}
         except Exception as error:
             failure = _database_error(error)
             outcomes = [(job.future, None, failure) for job in batch]
@@ -157,6 +180,10 @@ class Store:
             loop.call_soon_threadsafe(self._deliver, outcomes, touched)
         except RuntimeError:
             return  # the loop was closed meanwhile: nobody is waiting any more
+
+    def _rolled_back(self, conn: Connection) -> bool:
+        """SQLite ends the whole transaction by itself when the disk is full or fails; savepoints are gone with it."""
+        return self._sqlite and not conn.connection.dbapi_connection.in_transaction  # type: ignore[union-attr]
 
     def _deliver(
         self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: dict[str, None]
