@@ -20,6 +20,7 @@ import uvicorn
 from scloud.api.app import make_app
 from scloud.api.context import Context
 from scloud.api.routes.accounts import make_account
+from scloud.console.app import mount
 from scloud.controllers.image_files import ImageFiles
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
@@ -145,8 +146,10 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
     context = Context(manager, server, join_address=join_address, ca_pin=pki.pin_of(authority.ca))
     listener = _listener(api)
     tls = api[0] not in ("127.0.0.1", "localhost")
+    app = make_app(context)
+    mount(app)
     config = uvicorn.Config(
-        make_app(context),
+        app,
         loop="none",
         lifespan="off",
         log_level="warning",

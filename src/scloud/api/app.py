@@ -30,6 +30,7 @@ from scloud.api.routes import (
     security_groups,
     streams,
     system,
+    usage,
     vms,
 )
 from scloud.model.errors import CloudError, ErrorKind
@@ -96,6 +97,7 @@ def make_app(context: Context) -> FastAPI:
         keypairs.placement_groups,
         nodes.nodes,
         nodes.clusters,
+        usage.router,
         accounts.accounts,
         accounts.router,
         operations.router,

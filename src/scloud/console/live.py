@@ -1,0 +1,81 @@
+"""Server-sent events: that something has changed, and how far operations are."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import orjson
+from starlette.responses import Response, StreamingResponse
+
+from scloud.client.http import ENDED
+from scloud.console import render
+from scloud.console.visit import MOST_OPERATIONS, Visit
+from scloud.model.errors import CloudError
+
+WAIT_S = 20.0
+"""Of one long poll, and so the longest silence on the stream."""
+_ID = re.compile(r"(ev|op)-[0-9a-z]{16}")
+
+
+async def stream(visit: Visit) -> Response:
+    """`change` when there are new events; `operation` with its card whenever one of `?op=` has moved on.
+
+    The stream ends when the API refuses or is gone; the browser then connects again.
+    """
+    after = visit.request.headers.get("last-event-id") or visit.query("after") or ""
+    operations = list(dict.fromkeys(visit.request.query_params.getlist("op")))
+    operations = [id for id in operations if _ID.fullmatch(id)][:MOST_OPERATIONS]
+    headers = {**render.HEADERS, "X-Accel-Buffering": "no"}
+    body = _messages(visit, after if _ID.fullmatch(after) else visit.since, operations)
+    return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+
+
+async def _messages(visit: Visit, after: str, operations: list[str]) -> AsyncIterator[str]:
+    queue: asyncio.Queue[str | None] = asyncio.Queue(maxsize=100)
+
+    async def run(source: AsyncIterator[str], *, vital: bool) -> None:
+        try:
+            async for message in source:
+                await queue.put(message)
+        except CloudError:
+            pass
+        if vital:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(run(_events(visit, after), vital=True))]
+    tasks += [asyncio.create_task(run(_operation(visit, id), vital=False)) for id in operations]
+    try:
+        yield "retry: 1500\n\n"
+        while (message := await queue.get()) is not None:
+            yield message
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _events(visit: Visit, after: str) -> AsyncIterator[str]:
+    while True:
+        newer = {"after": after} if after else {}
+        found = (await visit.api.get("/events", wait=WAIT_S, limit=1, **newer))["items"]
+        if not found or found[0]["id"] == after:
+            yield ": still here\n\n"
+            continue
+        after = found[0]["id"]
+        yield f"event: change\nid: {after}\ndata: {{}}\n\n"
+
+
+async def _operation(visit: Visit, id: str) -> AsyncIterator[str]:
+    path = f"/operations/{id}"
+    operation = await visit.api.get(path)
+    while True:
+        card = render.text("operations.html", operations=[operation], csrf=visit.csrf)
+        data = orjson.dumps({"id": id, "state": operation["state"], "html": card}).decode()
+        yield f"event: operation\ndata: {data}\n\n"
+        if operation["state"] in ENDED:
+            return
+        seen = (operation["progress"], operation["message"])
+        while (operation["progress"], operation["message"]) == seen and operation["state"] not in ENDED:
+            operation = await visit.api.get(path, wait=WAIT_S, seen=operation["progress"])
