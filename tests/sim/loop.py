@@ -153,6 +153,11 @@ class SimLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
 
+    def unheard(self) -> list[tuple[str, BaseException]]:
+        """Tasks that ended with an error which nobody has looked at."""
+        ended = [task for task in self.graveyard if isinstance(task, _Task) and task.done() and task._log_traceback]
+        return [(repr(task.get_coro()), error) for task in ended if (error := task.exception()) is not None]
+
     def again(self, handles: list[asyncio.Handle]) -> None:
         """What was held back, in its order."""
         self._soon.extend(handles)

@@ -22,7 +22,7 @@ from .world import World
 
 CONVERGED_S = 420.0
 """Virtual seconds after the last fault within which everything must be as it should be."""
-STILL_S = 10.0
+STILL_S = 6.0
 """And so it must stay."""
 ALONE_S = 120.0
 """Within which guests are back after a power failure, manager or not."""
@@ -61,9 +61,9 @@ async def _story(world: World, checks: Checks) -> None:
     chaos, tenant = Chaos(world), Tenant(world)
     loop = asyncio.get_running_loop()
     trouble = [loop.create_task(chaos.run()), loop.create_task(tenant.run())]
-    end = loop.time() + rng.choice([8.0, 15.0, 30.0])
+    end = loop.time() + rng.choice([6.0, 12.0, 24.0])
     while loop.time() < end and not world.violations:
-        await asyncio.sleep(0.5 + 2.0 * rng.random())
+        await asyncio.sleep(1.0 + 2.0 * rng.random())
         checks.always()
         _raise_problems(world)
     for task in trouble:
@@ -96,7 +96,7 @@ async def _story(world: World, checks: Checks) -> None:
         checks.explain(left)
         world.violation("did not stay converged: " + "; ".join(left))
     await checks.final()
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         await _without_manager(world, checks)
 
 
@@ -164,6 +164,8 @@ def run_seed(seed: int, *, mutation: str = "", verbose: bool = False, base: Stor
         traceback.print_exc(file=sys.stderr)
         world.violation("the simulation itself failed", error)
     _raise_problems(world)
+    for what, cause in world.loop.unheard():
+        world.violation(f"a task failed unheard: {what}", cause)
     spent = os.times()
     cpu = spent.user + spent.system - began.user - began.system
     return Result(seed, world.violations, list(world.trace), world.summary(), cpu)

@@ -13,6 +13,8 @@ from scloud.store.database import Tx
 from scloud.store.resources import find, save
 from scloud.store.tables import resource
 
+_READY = select(resource.c.id).where(resource.c.kind == Kind.NODE, resource.c.state == State.READY)
+
 
 def arrived(tx: Tx, node: str, facts: NodeFacts) -> None:
     """The node has connected and said what it is."""
@@ -57,5 +59,4 @@ def lost(tx: Tx, node: str, since_s: float) -> None:
 
 
 def ready_nodes(tx: Tx) -> list[str]:
-    query = select(resource.c.id).where(resource.c.kind == Kind.NODE, resource.c.state == State.READY)
-    return [row.id for row in tx.conn.execute(query)]
+    return [row.id for row in tx.conn.execute(_READY)]

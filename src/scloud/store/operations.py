@@ -75,6 +75,14 @@ _OPEN_FOR = (
 _WITH_OPEN = select(operation.c.resource_id).where(
     operation.c.resource_id.in_(bindparam("ids", expanding=True)), operation.c.state.in_(OPEN)
 )
+_OVERDUE = (
+    select(operation)
+    .where(operation.c.state.in_(OPEN), operation.c.deadline_at <= bindparam("now"))
+    .order_by(operation.c.id)
+    .limit(bindparam("most"))
+)
+_DUE = select(work).where(work.c.due_at <= bindparam("now")).order_by(work.c.due_at).limit(bindparam("most"))
+_NEXT_DUE = select(work.c.due_at).order_by(work.c.due_at).limit(1)
 _BY_ID = select(operation).where(operation.c.id == bindparam("id"))
 _INSERT = insert(operation)
 _INSERT_EVENT = insert(event)
@@ -167,8 +175,7 @@ def all_open(tx: Tx) -> list[Operation]:
 
 
 def overdue(tx: Tx, now: float, limit: int = 200) -> list[Operation]:
-    query = select(operation).where(operation.c.state.in_(OPEN), operation.c.deadline_at <= now)
-    return [_row(row) for row in tx.conn.execute(query.order_by(operation.c.id).limit(limit))]
+    return [_row(row) for row in tx.conn.execute(_OVERDUE, {"now": now, "most": limit})]
 
 
 def next_deadline(tx: Tx) -> float | None:
@@ -293,12 +300,12 @@ def enqueue(tx: Tx, key: str, *, delay: float = 0.0) -> None:
 
 
 def due(tx: Tx, limit: int = 500) -> list[WorkItem]:
-    query = select(work).where(work.c.due_at <= tx.now).order_by(work.c.due_at).limit(limit)
-    return [WorkItem(row.key, row.due_at, row.attempts, row.version) for row in tx.conn.execute(query)]
+    rows = tx.conn.execute(_DUE, {"now": tx.now, "most": limit})
+    return [WorkItem(row.key, row.due_at, row.attempts, row.version) for row in rows]
 
 
 def next_due(tx: Tx) -> float | None:
-    row = tx.conn.execute(select(work.c.due_at).order_by(work.c.due_at).limit(1)).first()
+    row = tx.conn.execute(_NEXT_DUE).first()
     return float(row.due_at) if row else None
 
 

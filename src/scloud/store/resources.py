@@ -39,6 +39,8 @@ _USING = (
     .order_by(resource.c.id)
 )
 _LIVE = select(resource).where(resource.c.kind == bindparam("kind"), resource.c.gone.is_(False))
+_ALL = _LIVE.order_by(resource.c.id)
+_ALL_EVER = select(resource).where(resource.c.kind == bindparam("kind")).order_by(resource.c.id)
 _LIVE_BY_ID = _LIVE.where(resource.c.id == bindparam("ref"))
 _LIVE_BY_ID_OF = _LIVE_BY_ID.where(resource.c.account == bindparam("account"))
 _LIVE_BY_NAME_OF = _LIVE.where(resource.c.account == bindparam("account"), resource.c.name == bindparam("ref"))
@@ -168,10 +170,7 @@ def page(
 
 
 def all_of(tx: Tx, kind: Kind, *, gone: bool = False) -> list[Resource]:
-    query = select(resource).where(resource.c.kind == kind)
-    if not gone:
-        query = query.where(resource.c.gone.is_(False))
-    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+    return [_row(row) for row in tx.conn.execute(_ALL_EVER if gone else _ALL, {"kind": kind.value})]
 
 
 def children(tx: Tx, kind: Kind, parent: str, *, gone: bool = False) -> list[Resource]:
