@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -99,10 +100,13 @@ class Tenant:
         except Exception as error:
             world.violation(f"request {name} failed", error)
         else:
-            if answer is not None and world.verbose:
-                for op in answer.get("operations") or [answer["operation"]]:
-                    about = op["resource"]
+            for op in (answer.get("operations") or [answer["operation"]]) if answer is not None else []:
+                about = op["resource"]
+                if world.verbose:
                     world.note(f"ask {op['action']} {about['kind']} {about['name']} {about['id']}: {op['state']}")
+                kept = world.base.read_now(partial(_operation, id=op["id"]))
+                if kept is None or kept.state != op["state"]:
+                    world.violation(f"{op['action']} was answered as {op['state']}, and is {kept}")
 
     # --- choosing
 
@@ -284,6 +288,10 @@ class Tenant:
         spec = row.spec_as(NodeSpec)
         save(tx, row, spec=spec.model_copy(update={"cordoned": not spec.cordoned}))
         return None
+
+
+def _operation(tx: Tx, id: str) -> operations.Operation | None:
+    return operations.get(tx, id, None)
 
 
 def _nothing(kind: Kind) -> CloudError:

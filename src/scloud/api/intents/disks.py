@@ -12,7 +12,7 @@ from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import DiskSpec, VmSpec
 from scloud.model.statuses import DiskStatus, VmStatus
-from scloud.store import nodes
+from scloud.store import nodes, operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, create, find, find_many, get, refer, save, sources_of, unrefer
 
@@ -109,4 +109,4 @@ def delete(tx: Tx, account: str, ref: str) -> dict[str, Any]:
         refuse_attached(tx, disk, spec.vm)
     op = begin(tx, "disk.delete", disk)
     finishing.leave(tx, disk, "being deleted")
-    return accepted(op, find(tx, disk.id) or disk)
+    return accepted(operations.get(tx, op.id, None) or op, find(tx, disk.id) or disk)

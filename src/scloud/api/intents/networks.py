@@ -284,7 +284,7 @@ def delete_nic(tx: Tx, account: str, ref: str) -> dict[str, Any]:
         refuse_attached(tx, nic, nic.spec_as(NicSpec).vm)
     op = begin(tx, "nic.delete", nic)
     finishing.leave(tx, nic, "being deleted")
-    return accepted(op, find(tx, nic.id) or nic)
+    return accepted(operations.get(tx, op.id, None) or op, find(tx, nic.id) or nic)
 
 
 def refuse_attached(tx: Tx, row: Resource, vm_id: str | None) -> None:
