@@ -101,7 +101,7 @@ async def populate(cloud: Cloud) -> None:
 
 @schema.parametrize()
 @settings(
-    max_examples=5,
+    max_examples=3,
     derandomize=True,
     deadline=None,
     database=None,
@@ -112,8 +112,9 @@ def test_conforms(case: schemathesis.Case, running: Running) -> None:
     waits = str(case.query.get("wait", "")) if case.query else ""
     if re.fullmatch(r"[1-9][0-9.]*", waits) and float(waits) <= 60:
         case.query["wait"] = 0.001
-    # Not asked: that all the schema allows is accepted. References, and rules over several fields, are beyond it.
+    # Not asked: that all the schema allows is accepted (references, and rules over several fields, are beyond it), and
+    # that tokens are needed, which the tests of tenancy ask of every route.
     case.call_and_validate(
         headers={"Authorization": f"Bearer {running.cloud.admin.secret}"},
-        excluded_checks=[schemathesis.checks.CHECKS.get_one("positive_data_acceptance")],
+        excluded_checks=schemathesis.checks.CHECKS.get_by_names(["positive_data_acceptance", "ignored_auth"]),
     )

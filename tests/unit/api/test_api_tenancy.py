@@ -128,7 +128,11 @@ async def test_lists_show_the_callers_own_and_the_public_images(cloud: Cloud) ->
     await of_every_kind(cloud, cloud.alice, "theirs")
     bob = await cloud.account("bob")
     for method, path in await routes(cloud):
-        if method != "GET" or "{" in path or path.split("/")[1] in (*ADMIN, "whoami", "status", "audit", "tokens"):
+        if (
+            method != "GET"
+            or "{" in path
+            or path.split("/")[1] in (*ADMIN, "whoami", "status", "audit", "usage", "tokens")
+        ):
             continue
         names = [row.get("name") for row in await bob.list(path)]
         assert names == {"/images": ["public"], "/security-groups": ["default"]}.get(path, []), path
@@ -155,7 +159,7 @@ async def test_administrators_routes_refuse_everybody_else(cloud: Cloud) -> None
     refused = set()
     bodies = {"POST": {"name": "x"}, "PATCH": {"name": "x"}}
     for method, path in await routes(cloud):
-        if path.split("/")[1] not in (*ADMIN, "audit"):
+        if path.split("/")[1] not in (*ADMIN, "audit", "usage"):
             continue
         for ref in (node.id, "n1", "default", cloud.admin.account):
             await cloud.alice.fail(
