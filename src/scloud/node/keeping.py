@@ -16,6 +16,7 @@ from scloud.model.errors import CloudError
 from scloud.node.command import run
 from scloud.node.keep import ask
 from scloud.node.layout import Layout, Unit, python
+from scloud.node.processes import wait_ended
 
 SYSTEMD_UNIT = Path("/etc/systemd/system/scloud.service")
 
@@ -84,7 +85,7 @@ def stop_keeper(layout: Layout) -> None:
 
 
 def kill_unit(layout: Layout, name: str, number: signal.Signals = signal.SIGKILL) -> int | None:
-    """Signal a unit's process, exactly it; its pid, or None if it does not run."""
+    """Signal a unit's process, exactly it; its pid, or None if it does not run. A killed one is gone on return."""
     known = Identity.read(layout.keeper / "run" / f"{name}.pid")
     if known is None:
         return None
@@ -92,6 +93,8 @@ def kill_unit(layout: Layout, name: str, number: signal.Signals = signal.SIGKILL
         if fd is None:
             return None
         signal.pidfd_send_signal(fd, number)
+        if number is signal.SIGKILL:
+            wait_ended(fd, 5.0)
     return known.pid
 
 

@@ -5,6 +5,7 @@ They are pinned by bind mounts in NODE_ROOT/ns, so they outlive every process in
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from scloud.drivers.supervisor.identity import boot_id
 from scloud.model.base import Value
+from scloud.model.errors import CloudError
 from scloud.node import mounts
 from scloud.node.command import run
 
@@ -72,8 +74,6 @@ class Sandbox(Value):
         # A mount namespace can be pinned only on a mount that does not propagate into it.
         run(["mount", "--bind", str(self.pins), str(self.pins)])
         run(["mount", "--make-private", str(self.pins)])
-        for pin in self.namespaces():
-            pin.touch()
         # Mounts that the host makes or undoes later do reach the node (slave); its own stay its own.
         argv = [
             "unshare",
@@ -86,8 +86,18 @@ class Sandbox(Value):
             "-c",
             self._script(),
         ]
-        run(argv)
-        return True
+        for cpu in sorted(os.sched_getaffinity(0)):
+            for pin in self.namespaces():
+                _release(pin)
+                pin.touch()
+            try:
+                run(["taskset", "--cpu-list", str(cpu), *argv])
+                return True
+            except CloudError as error:
+                # A mount namespace is pinned only where an older one sees it, and since Linux 6.18 age is a number that
+                # every processor counts by itself: inside a container it may take another one.
+                failed = error
+        raise failed
 
     def _covers(self) -> dict[str, Path]:
         """Where the node sees a folder of its own -> that folder."""
@@ -116,12 +126,16 @@ class Sandbox(Value):
 
     def _unpin(self) -> None:
         for pin in [*self.namespaces(), self.pins / "net", self.pins / "uts"]:
-            if mounts.mounted_at(pin) is not None:
-                run(["umount", "--lazy", str(pin)])
-            # Unlinked, not only unmounted: that also takes away the copies in other nodes' mount namespaces.
-            pin.unlink(missing_ok=True)
+            _release(pin)
         while mounts.mounted_at(self.pins) is not None:
             run(["umount", "--lazy", str(self.pins)])
+
+
+def _release(pin: Path) -> None:
+    if mounts.mounted_at(pin) is not None:
+        run(["umount", "--lazy", str(pin)])
+    # Unlinked, not only unmounted: that also takes away the copies in other nodes' mount namespaces.
+    pin.unlink(missing_ok=True)
 
 
 def _options(pins: Sequence[Path]) -> list[str]:

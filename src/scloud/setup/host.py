@@ -11,6 +11,7 @@ from typing import Literal
 
 import orjson
 
+from scloud.drivers.supervisor.systemd import systemd_runs
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.node.command import run, succeeds
 from scloud.node.layout import Layout
@@ -86,6 +87,11 @@ def choose_datapath(layout: Layout) -> tuple[Literal["system", "netdev"], str]:
     if any(_network_of(str(process.pid)) == _network_of("self") for process in foreign):
         return "netdev", "user space, for another Open vSwitch has the kernel's"
     return "system", "the kernel's"
+
+
+def supervisor() -> Literal["process", "systemd"]:
+    """Who looks after a host's engines: its init system where that is systemd, else the agent alone."""
+    return "systemd" if systemd_runs() else "process"
 
 
 def _network_of(pid: str) -> int | None:

@@ -41,6 +41,8 @@ def join(
         tunnel_ip=underlay.address if underlay else host.primary_address(),
         underlay=underlay,
         datapath=datapath,
+        supervisor=host.supervisor(),
+        namespaces=sandbox.namespaces(),
         mtu=(_device_mtu(underlay.device) if underlay else 1500) - VXLAN_OVERHEAD,
     )
     with steps.step("Namespaces") as step:

@@ -96,7 +96,15 @@ def start_node(layout: Layout, sandbox: Sandbox, link: str, client: Client) -> b
         config = load_config(path).model_copy(update={"manager": link, "tunnel_ip": address})
     else:
         datapath, _ = host.choose_datapath(layout)
-        config = AgentConfig(node=sandbox.name, root=sandbox.root, manager=link, tunnel_ip=address, datapath=datapath)
+        config = AgentConfig(
+            node=sandbox.name,
+            root=sandbox.root,
+            manager=link,
+            tunnel_ip=address,
+            datapath=datapath,
+            supervisor=host.supervisor(),
+            namespaces=sandbox.namespaces(),
+        )
     if not enrolled(sandbox):
         enrol(sandbox, config, join_token(client, sandbox.name))
     changed = save_config(config, path)

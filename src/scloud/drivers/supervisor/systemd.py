@@ -22,6 +22,10 @@ def systemd_runs() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
+def _description(spec: ProcessSpec) -> str:
+    return f"SCloudStack {spec.name} {digest(spec)[:16]}"
+
+
 def run_argv(
     spec: ProcessSpec, unit: str, enter: Sequence[str], log: Path, stamps: Mapping[str, str] | None = None
 ) -> list[str]:
@@ -31,7 +35,7 @@ def run_argv(
     """
     env = {**(stamps or {}), **spec.env}
     return [
-        *("systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--description={digest(spec)}"),
+        *("systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--description={_description(spec)}"),
         *("--property=Type=exec", "--property=KillMode=process", "--property=Delegate=yes"),
         *(f"--property=StandardOutput=append:{log}", f"--property=StandardError=append:{log}"),
         *(f"--setenv={key}={value}" for key, value in sorted(env.items())),
@@ -45,7 +49,7 @@ class SystemdSupervisor:
     """`prefix` begins the names of its units; `enter` is the command that enters the node's namespaces."""
 
     def __init__(self, prefix: str, enter: Sequence[str], log: Path) -> None:
-        self._prefix = prefix
+        self._prefix = prefix.rstrip("-")
         self._enter = tuple(enter)
         self._log = log
 
@@ -54,7 +58,7 @@ class SystemdSupervisor:
         self._log.mkdir(parents=True, exist_ok=True)
         trim_log(log)
         pid, description = await self._show(spec.name)
-        started = pid is None or description != digest(spec)
+        started = pid is None or description != _description(spec)
         if started:
             if pid is not None:
                 await self.stop(spec.name)
