@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from scloud.setup.steps import Steps
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 _BIN = Path(sys.executable).parent
+CI_SEEDS = "1000"
+"""Seeds of the simulation in a full run."""
 NEEDS_NO_ENGINE = "not engine and not lab and not browser"
 
 
@@ -33,4 +36,5 @@ def run_tests(*, fast: bool, arguments: list[str]) -> int:
             return 1
     chosen = ["-m", NEEDS_NO_ENGINE] if fast else []
     argv = [str(_BIN / "python"), "-m", "pytest", "-q", *chosen, *arguments]
-    return subprocess.run(argv, cwd=REPOSITORY, check=False).returncode
+    environment = os.environ | ({} if fast else {"SCLOUD_SIM_SEEDS": os.environ.get("SCLOUD_SIM_SEEDS", CI_SEEDS)})
+    return subprocess.run(argv, cwd=REPOSITORY, env=environment, check=False).returncode

@@ -31,6 +31,10 @@ def attach(tx: Tx, account: str, ref: str, vm_ref: str) -> dict[str, Any]:
     vm = resolve(tx, "vm", Kind.VM, vm_ref, account)
     refuse_while_leaving(disk)
     refuse_while_leaving(vm)
+    if disk.state == State.ERROR and disk.node is None:
+        # An empty disk in its place would pass for the old one.
+        reason = disk.status_as(DiskStatus).reason
+        raise CloudError(ErrorKind.CONFLICT, f"disk '{disk.name}' is in error: {reason}; delete it and make another")
     spec = disk.spec_as(DiskSpec)
     if spec.vm == vm.id:
         return accepted(begin_and_end(tx, "disk.attach", disk, "it is attached to this VM already"), disk)
