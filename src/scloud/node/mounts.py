@@ -64,8 +64,11 @@ def release(root: Path) -> None:
         if not REGISTRY.exists():
             return
         (REGISTRY / _user(root)).unlink(missing_ok=True)
-        if any(REGISTRY.glob("user-*")):
-            return
+        for user in REGISTRY.glob("user-*"):
+            # One whose folder was deleted under it will never release anything.
+            if Path(user.read_text().strip()).exists():
+                return
+            user.unlink()
         made = REGISTRY / "made"
         folders = made.read_text().splitlines() if made.exists() else []
         for folder in reversed(folders):

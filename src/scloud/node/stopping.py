@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import orjson
+from pydantic import ValidationError
 
+from scloud.agent.config import load_config
 from scloud.model.errors import CloudError
 from scloud.node import mounts
 from scloud.node.command import run, succeeds
@@ -82,6 +84,10 @@ def _terminate(belongs: Callable[[Process], bool]) -> None:
 def _remove_devices(sandbox: Sandbox) -> None:
     """Taps and bridges that a dead switch leaves in the host's network: the virtual ones named in its database."""
     names = switch_devices(sandbox.root / "etc/openvswitch/conf.db")
+    if (underlay := _underlay(sandbox)) is not None:
+        # The host's own device, lent to the switch, which had it answer no ARP.
+        names.discard(underlay)
+        succeeds(["ip", "link", "set", "dev", underlay, "arp", "on"])
     if sandbox.exists() and "ovs-system" in names | _datapaths(sandbox):
         succeeds(sandbox.enter(["ovs-dpctl", "del-dp", "ovs-system"]))
     if not any(process.command == "ovs-vswitchd" and _in_our_network(process) for process in scan()):
@@ -91,6 +97,14 @@ def _remove_devices(sandbox: Sandbox) -> None:
         if link.get("ifname") in names and link.get("linkinfo", {}).get("info_kind") in _VIRTUAL:
             # It may have gone with another one meanwhile: the two ends of a veth do.
             succeeds(["ip", "link", "delete", link["ifname"]])
+
+
+def _underlay(sandbox: Sandbox) -> str | None:
+    try:
+        config = load_config(sandbox.root / "agent.json")
+    except (OSError, ValidationError):
+        return None
+    return config.underlay.device if config.underlay is not None else None
 
 
 def _in_our_network(process: Process) -> bool:

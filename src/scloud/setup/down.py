@@ -51,7 +51,10 @@ def _stop(layout: Layout, steps: Steps) -> None:
     with steps.step("Guests") as step:
         counts = [shut_guests(layout, sandbox) for sandbox in sandboxes]
         total, stubborn = sum(count for count, _ in counts), sum(left for _, left in counts)
-        step.say(f"{total} shut down" + (f", {stubborn} of them switched off" if stubborn else ""))
+        if not total:
+            step.already("none ran")
+        else:
+            step.say(f"{total} shut down" + (f", {stubborn} of them switched off" if stubborn else ""))
     with steps.step("Engines and namespaces"):
         for sandbox in sandboxes:
             stop_node(layout, sandbox)

@@ -13,8 +13,13 @@ from typing import Any
 
 import pytest
 
+from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import Identity
 from scloud.node import processes
+from scloud.node.keeping import start_keeper
+from scloud.node.layout import Layout
+from scloud.setup.enrol import wait_nodes
+from scloud.setup.manager import Endpoints, admin_context, free_port, start_manager
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -34,13 +39,18 @@ class Cloud:
             "SCLOUD_ROOT": str(self.host),
         }
 
-    def run(self, *arguments: str, timeout_s: float = 300.0) -> str:
+    def run(self, *arguments: str, enter: tuple[str, ...] = (), **environment: str) -> str:
+        """What it printed. `enter` is a command in front, which enters another network."""
         done = subprocess.run(
-            [str(REPOSITORY / "scloud"), *arguments],
-            **{"env": self.env, "capture_output": True, "text": True, "timeout": timeout_s, "check": False},  # type: ignore[call-overload]
+            [*enter, str(REPOSITORY / "scloud"), *arguments],
+            env={**self.env, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-        return str(done.stdout)
+        return done.stdout
 
     def status(self) -> dict[str, Any]:
         parsed: dict[str, Any] = json.loads(self.run("lab", "status", "-o", "json"))
@@ -177,3 +187,49 @@ def test_a_cloud_on_this_host_starts_stops_and_goes_without_a_trace(cloud: Cloud
     cloud.run("down", "--purge")
     assert left_of(cloud.host) == [] and host_devices() == before
     assert not cloud.host.exists() and not (cloud.folder / "config").exists()
+
+
+@pytest.fixture
+def other_host() -> Iterator[tuple[str, ...]]:
+    """A network of its own with a wire to ours (10.97.0.1 - 10.97.0.2) and a spare device `eth1`: how to enter it."""
+    name = f"sct-{os.getpid()}"
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {name} type veth peer name eth0 netns {name}",
+        f"ip address add 10.97.0.1/24 dev {name}",
+        f"ip link set {name} up",
+        f"ip -n {name} address add 10.97.0.2/24 dev eth0",
+        f"ip -n {name} link set eth0 up",
+        f"ip -n {name} link add eth1 type veth peer name eth9",
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command.split(), check=True)
+        yield ("nsenter", f"--net=/run/netns/{name}")
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def test_another_host_joins_with_one_command_and_leaves(cloud: Cloud, other_host: tuple[str, ...]) -> None:
+    layout = Layout(root=cloud.host)
+    endpoints = Endpoints(api=f"127.0.0.1:{free_port('127.0.0.1', 7980)}", link="10.97.0.1:7790")
+    start_keeper(layout)
+    start_manager(layout, endpoints)
+    context = admin_context(layout, "other", endpoints)
+    cloud.env |= {"SCLOUD_URL": context.url, "SCLOUD_TOKEN": context.token}
+    command = json.loads(cloud.run("node", "add", "h2", "-o", "json"))["join"]["command"].split()
+    underlay = ("--underlay-device", "eth1", "--underlay-address", "172.30.0.2/24")
+    there = str(cloud.folder / "there")
+
+    def devices() -> set[str]:
+        return {link["ifname"] for link in json.loads(subprocess.check_output([*other_host, "ip", "-json", "link"]))}
+
+    before = devices()
+    cloud.run(*command[1:], *underlay, enter=other_host, SCLOUD_ROOT=there)
+    with Client(context) as client:
+        node = wait_nodes(client, layout, ["h2"])[0]
+    assert node["status"]["tunnel_ip"] == "172.30.0.2"
+    assert {"br-int", "br-phy"} <= devices()
+    assert "has one" in cloud.run(*command[1:], *underlay, enter=other_host, SCLOUD_ROOT=there)
+    cloud.run("down", "--purge", enter=other_host, SCLOUD_ROOT=there)
+    assert devices() == before and left_of(Path(there)) == [] and not Path(there).exists()
