@@ -46,13 +46,14 @@ async def _serve(websocket: WebSocket, ref: str, *, kind: str, port: int) -> Non
     except CloudError as error:
         # 123 bytes is what a close frame can carry (RFC 6455, 5.5).
         reason = f"{error.kind}: {error.message}".encode()[:123].decode(errors="ignore")
-        await websocket.close(REFUSED, reason)
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # who asked may have gone meanwhile
+            await websocket.close(REFUSED, reason)
         return
     try:
         await _splice(websocket, channel)
     finally:
         finished.set()
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await websocket.close()
 
 
