@@ -251,12 +251,16 @@ class Client:
         )
 
 
-def _query(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was not given; booleans as the API spells them."""
+def _query(params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Without what was not given; booleans as the API spells them. None if nothing is left.
+
+    httpx takes an empty mapping for "no query", and drops the one that the path itself may have.
+    """
     spelt = {True: "true", False: "false"}
-    return {
+    query = {
         key: spelt[value] if isinstance(value, bool) else value for key, value in params.items() if value is not None
     }
+    return query or None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

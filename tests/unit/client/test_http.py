@@ -124,6 +124,12 @@ def test_what_might_be_done_twice_is_not_sent_again(impatient: list[float], ask:
     assert len(script.requests) == 1
 
 
+def test_a_path_may_have_a_query_of_its_own() -> None:
+    script = Script(httpx.Response(200, json={}))
+    script.client().get("/vms?limit=5&all_accounts=true")
+    assert script.requests[0].url.query == b"limit=5&all_accounts=true"
+
+
 def test_a_manager_that_restarts_is_waited_for(impatient: list[float]) -> None:
     script = Script(httpx.Response(200, json=1), refused(), refused(), httpx.Response(200, json=2))
     client = script.client()
