@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -190,9 +191,7 @@ class Lab:
         """(node, device) of a nic's tap."""
         nic = self.show("nics", nic_id)
         node = str(nic["status"]["node"])
-        listed = json.loads(
-            self.on(node, "ovs-vsctl", "-f", "json", "--columns=name,external_ids", "list", "Port")
-        )
+        listed = json.loads(self.on(node, "ovs-vsctl", "-f", "json", "--columns=name,external_ids", "list", "Port"))
         for name, ids in listed["data"]:
             if any(value == f"port/{nic['id']}" for _, value in ids[1]):
                 return node, str(name)
@@ -200,12 +199,12 @@ class Lab:
 
     # --- faults
 
-    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """One process, and only if it is of this lab."""
-        assert any(process["pid"] == pid for process in self.status()["processes"]), f"{pid} is not of this lab"
-        os.kill(pid, number)
-        if number is signal.SIGKILL:
-            until(lambda: Identity.of(pid) is None, f"{pid} gone", 5.0, 0.02)
+    def kill(self, pid: int) -> None:
+        """SIGKILL for one process; returns when it is gone."""
+        known = Identity.of(pid)
+        assert known is not None, f"{pid} does not run"
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not known.alive(), f"{pid} gone", 10.0, 0.02)
 
     def wait_manager(self, seconds: float = 60.0) -> None:
         """Until the manager answers and every node of the lab is connected."""
@@ -330,7 +329,7 @@ class Guest:
         self._socket.unlink(missing_ok=True)
 
     def call(self, command: str, timeout: float = 60.0, boot: float = BOOT_S) -> Done:
-        """Run a shell command in the guest to its end, however it ends. What runs on in it must let go of its output."""
+        """Run a shell command to its end, however it ends. What it leaves running must not hold its output."""
         for last in (False, True):
             self._connect(boot)
             argv = ("ssh", "-S", str(self._socket), "-o", "BatchMode=yes", self.name, "--", command)
@@ -441,7 +440,7 @@ class Pinging:
         assert match is not None and answered, text[-300:]
         # The last one may still have been on its way.
         edges = [*answered, max(int(match[1]) - 1, answered[-1] + 1)]
-        longest = max(after - before for before, after in zip(edges, edges[1:], strict=False)) - 1
+        longest = max(after - before for before, after in itertools.pairwise(edges)) - 1
         return len(answered), longest * self.EVERY_S
 
 

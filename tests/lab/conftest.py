@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A new one; or, for whoever works at these tests, the one that SCLAB_KEEP names, whose lab is kept and used again."""
+    """A new one; or the one that SCLAB_KEEP names, whose lab is kept and used again by whoever works at these tests."""
     if kept := os.environ.get("SCLAB_KEEP"):
         Path(kept).mkdir(exist_ok=True)
         yield Path(kept)

@@ -71,7 +71,9 @@ def test_qcow2_from_a_url_boots_and_comes_out_again(lab: Lab, files: Path, url: 
         told = lab.json("image", "export", "fetched", str(out / form), "--format", form)
         assert told["bytes"] == (out / form).stat().st_size
         subprocess.run(
-            ["qemu-img", "compare", "-f", form, "-F", "raw", str(out / form), str(micro)], check=True, capture_output=True
+            ["qemu-img", "compare", "-f", form, "-F", "raw", str(out / form), str(micro)],
+            check=True,
+            capture_output=True,
         )
     assert (out / "qcow2").stat().st_size < (out / "raw").stat().st_size
     guest.forget()

@@ -129,8 +129,10 @@ def test_forged_addresses_do_not_leave(lab: Lab, wide: Wide) -> None:
     assert seen == []
     assert wide.a1.pings(wide.a2.ip), "and what is honest gets through again"
     with captured(lab, node, device, "arp and arp[6:2] = 2 and not ether src 02:00:5c:00:00:01") as seen:
-        wide.a1.run("ip addr add 10.50.0.1/32 dev eth0; arping -c 3 -U -I eth0 -s 10.50.0.1 10.50.0.1 > /dev/null 2>&1; "
-                    "ip addr del 10.50.0.1/32 dev eth0; true")  # fmt: skip
+        wide.a1.run(
+            "ip addr add 10.50.0.1/32 dev eth0; arping -c 3 -U -I eth0 -s 10.50.0.1 10.50.0.1 > /dev/null 2>&1; "
+            "ip addr del 10.50.0.1/32 dev eth0; true"
+        )
     assert not any(mac in line for line in seen), "the gateway's address cannot be claimed"
 
 
@@ -165,7 +167,21 @@ def test_nics_come_and_go_on_a_running_vm(lab: Lab, wide: Wide) -> None:
 
 
 def test_a_vm_with_nics_in_several_vpcs(lab: Lab, wide: Wide, twins: Twins) -> None:
-    both = lab.create("both", *"--node n3 --subnet wide --subnet twin-l --security-group left --security-group twins-l".split())
+    both = lab.create(
+        "both",
+        *[
+            "--node",
+            "n3",
+            "--subnet",
+            "wide",
+            "--subnet",
+            "twin-l",
+            "--security-group",
+            "left",
+            "--security-group",
+            "twins-l",
+        ],
+    )
     addresses = both.resource["status"]["addresses"]
     assert len(addresses) == 2 and addresses[0].startswith("10.50.") and addresses[1].startswith("10.60.")
     assert both.pings(wide.a2.ip)

@@ -21,10 +21,10 @@ def serving(wide: Wide) -> None:
 
 
 @contextmanager
-def rule(lab: Lab, group: str, *options: str) -> Iterator[str]:
+def rule(lab: Lab, group: str, options: str) -> Iterator[str]:
     """A rule of a group, meanwhile; its id."""
     before = {item["id"] for item in lab.json("security-group", "rule", "list", group)}
-    lab.ok("security-group", "rule", "add", group, *options)
+    lab.ok("security-group", "rule", "add", group, *options.split())
     made = next(item["id"] for item in lab.json("security-group", "rule", "list", group) if item["id"] not in before)
     try:
         yield made
@@ -52,7 +52,7 @@ def test_what_no_rule_lets_in_stays_out(lab: Lab, wide: Wide) -> None:
 @pytest.mark.parametrize("source", ["a1", "a2"])
 def test_a_rule_by_cidr_acts_at_once(lab: Lab, wide: Wide, source: str) -> None:
     guest: Guest = getattr(wide, source)
-    with rule(lab, "right", *f"--direction inbound --protocol tcp --port 8080 --cidr {guest.ip}/32".split()):
+    with rule(lab, "right", f"--direction inbound --protocol tcp --port 8080 --cidr {guest.ip}/32"):
         assert guest.reaches(wide.a3.ip, 8080)
         assert guest.fetch(f"http://{wide.a3.ip}:8080/").out.strip() == "open"
         assert not guest.reaches(wide.a3.ip, 8081), "another port"
@@ -63,7 +63,7 @@ def test_a_rule_by_cidr_acts_at_once(lab: Lab, wide: Wide, source: str) -> None:
 
 
 def test_a_rule_by_group_lets_its_members_in(lab: Lab, wide: Wide) -> None:
-    with rule(lab, "right", *"--direction inbound --protocol tcp --port 8080-8081 --group left".split()):
+    with rule(lab, "right", "--direction inbound --protocol tcp --port 8080-8081 --group left"):
         for guest in (wide.a1, wide.a2):
             assert guest.reaches(wide.a3.ip, 8080) and guest.reaches(wide.a3.ip, 8081)
         # Membership is followed at once.
@@ -77,11 +77,15 @@ def test_a_rule_by_group_lets_its_members_in(lab: Lab, wide: Wide) -> None:
 
 
 def test_icmp_and_udp(lab: Lab, wide: Wide) -> None:
-    with rule(lab, "right", *"--direction inbound --protocol icmp --cidr 10.50.0.0/24".split()):
+    with rule(lab, "right", "--direction inbound --protocol icmp --cidr 10.50.0.0/24"):
         assert wide.a1.pings(wide.a3.ip, 1) and wide.a2.pings(wide.a3.ip, 1)
         assert not wide.a1.reaches_udp(wide.a3.ip)
     assert not wide.a1.pings(wide.a3.ip, 1)
-    with rule(lab, "right", *"--direction inbound --protocol udp --port 33434-33500 --cidr 10.50.0.0/24".split()):
+    with rule(
+        lab,
+        "right",
+        "--direction inbound --protocol udp --port 33434-33500 --cidr 10.50.0.0/24",
+    ):
         assert wide.a1.reaches_udp(wide.a3.ip) and wide.a2.reaches_udp(wide.a3.ip)
         assert not wide.a1.pings(wide.a3.ip, 1)
 
@@ -91,13 +95,13 @@ def test_outbound_rules(lab: Lab, wide: Wide) -> None:
         item for item in lab.json("security-group", "rule", "list", "right") if item["direction"] == "outbound"
     )
     wide.a2.serve(8080, "a2")
-    with rule(lab, "left", *"--direction inbound --protocol any --group right".split()):
+    with rule(lab, "left", "--direction inbound --protocol any --group right"):
         assert wide.a3.reaches(wide.a2.ip, 8080) and wide.a3.pings(wide.a2.ip, 1)
         lab.ok("security-group", "rule", "delete", "right", everything["id"])
         try:
             assert not wide.a3.reaches(wide.a2.ip, 8080)
             assert not wide.a3.pings(wide.a2.ip, 1)
-            with rule(lab, "right", *f"--direction outbound --protocol tcp --port 8080 --cidr {wide.a2.ip}/32".split()):
+            with rule(lab, "right", f"--direction outbound --protocol tcp --port 8080 --cidr {wide.a2.ip}/32"):
                 assert wide.a3.reaches(wide.a2.ip, 8080)
                 assert not wide.a3.pings(wide.a2.ip, 1)
         finally:
@@ -109,11 +113,13 @@ def test_outbound_rules(lab: Lab, wide: Wide) -> None:
 def test_taking_a_rule_away_cuts_what_only_it_allowed(lab: Lab, wide: Wide, source: str) -> None:
     guest: Guest = getattr(wide, source)
     count = "wc -l < /tmp/echo"
-    with rule(lab, "right", *"--direction inbound --protocol tcp --port 9000 --group left".split()) as made:
-        guest.background(f"while :; do echo tick; usleep 100000; done | nc {wide.a3.ip} 9000 > /tmp/echo & echo $$ > /tmp/echo.pid; wait")
+    with rule(lab, "right", "--direction inbound --protocol tcp --port 9000 --group left") as made:
+        guest.background(
+            f"echo $$ > /tmp/echo.pid; while :; do echo tick; usleep 100000; done | nc {wide.a3.ip} 9000 > /tmp/echo"
+        )
         until(lambda: int(guest.run(count)) > 3, "the echo comes back", 15.0)
         # A second rule that allows it as well: the connection goes on without the first.
-        with rule(lab, "right", *f"--direction inbound --protocol tcp --port 9000 --cidr {guest.ip}/32".split()):
+        with rule(lab, "right", f"--direction inbound --protocol tcp --port 9000 --cidr {guest.ip}/32"):
             lab.ok("security-group", "rule", "delete", "right", made)
             seen = int(guest.run(count))
             until(lambda: int(guest.run(count)) > seen + 3, "the other rule carries it", 15.0)
@@ -130,7 +136,7 @@ def test_trace_says_what_happens_and_names_the_group(lab: Lab, wide: Wide, sourc
     dropped = trace(lab, source, "a3", "--tcp", "8080")
     assert dropped["verdict"] == "dropped" and "right" in str(dropped["summary"]), dropped
     assert not guest.reaches(wide.a3.ip, 8080)
-    with rule(lab, "right", *"--direction inbound --protocol tcp --port 8080 --group left".split()):
+    with rule(lab, "right", "--direction inbound --protocol tcp --port 8080 --group left"):
         found = trace(lab, source, "a3", "--tcp", "8080")
         assert found["verdict"] == "delivered", found
         assert guest.reaches(wide.a3.ip, 8080)

@@ -54,7 +54,7 @@ def test_a_nodes_disk_is_full(lab: Lab, wide: Wide) -> None:
         lab.ok("vm", "delete", *on_n3)
     command = [str(Path(__file__).resolve().parents[2] / "scloud"), "lab", "exec", "n3", "--"]
     disks = lab.node_root("n3") / "disks"
-    options = "--node n3 --subnet wide --security-group left --memory 128M".split()
+    options = ["--node", "n3", "--subnet", "wide", "--security-group", "left", "--memory", "128M"]
     with small_disk(command, disks, 12):
         problem = lab.refused("vm", "create", "cramped", *options)
         assert "space" in problem["detail"] or "full" in problem["detail"], problem
@@ -165,7 +165,13 @@ def test_a_node_that_is_cut_off_goes_on_and_comes_back(
         # Asked meanwhile: followed when it is back.
         deletion = lab.json("vm", "delete", "doomed", "--no-wait")
         stop = lab.json("vm", "stop", "parted", "--force", "--no-wait")
-        lab.ok("security-group", "rule", "add", "left", *"--direction inbound --protocol icmp --group right".split())
+        lab.ok(
+            "security-group",
+            "rule",
+            "add",
+            "left",
+            *["--direction", "inbound", "--protocol", "icmp", "--group", "right"],
+        )
     finally:
         lab.ok("lab", "heal", "n2")
     began = time.monotonic()
@@ -210,9 +216,15 @@ def test_a_node_that_dies_starts_its_vms_again(lab: Lab, wide: Wide, twins: Twin
         except Refused:
             return False
 
-    concurrently([lambda g=g: until(lambda: answers(g), f"{g.name} is back", 150.0) for g in (wide.a1, wide.a3, twins.l1, twins.r1)])
+    concurrently(
+        [
+            lambda g=g: until(lambda: answers(g), f"{g.name} is back", 150.0)
+            for g in (wide.a1, wide.a3, twins.l1, twins.r1)
+        ]
+    )
     figures.note(
-        f"a node killed whole and healed: its VMs run {took:.1f} s after, all four guests answer {time.monotonic() - began:.1f} s after"
+        f"a node killed whole and healed: its VMs run {took:.1f} s after, its four guests answer "
+        f"{time.monotonic() - began:.1f} s after"
     )
     assert wide.a1.run("cat /root/kept") == "on-disk"
     assert wide.a1.pings(wide.a2.ip) and twins.l1.pings(twins.l2.ip)
