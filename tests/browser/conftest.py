@@ -1,4 +1,4 @@
-"""A real browser before a real manager with scripted nodes. All in one event loop, which lives as long as the browser."""
+"""A real browser before a real manager with scripted nodes, all in one event loop that lives as long as the browser."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import uvicorn
+from browser_rig import Site
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from browser_rig import Site
 from scloud.console.app import mount
 from support.cloud import Cloud
 

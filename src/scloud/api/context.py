@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import orjson
 from fastapi import Depends, Header, Request, Response
@@ -89,7 +90,13 @@ def _secret(connection: HTTPConnection) -> str | None:
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer" and value:
         return value.strip()
-    return connection.cookies.get(COOKIE)
+    return connection.cookies.get(COOKIE) if _from_our_page(connection) else None
+
+
+def _from_our_page(connection: HTTPConnection) -> bool:
+    """Browsers send the cookie for pages on other ports of this host too; those name another origin."""
+    origin = connection.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == connection.headers.get("host")
 
 
 def _look_up(tx: Tx, secret: str) -> tuple[Caller, float | None]:

@@ -16,6 +16,8 @@ from scloud.model.errors import CloudError
 
 WAIT_S = 20.0
 """Of one long poll, and so the longest silence on the stream."""
+LOOK_S = 2.0
+"""Between looks for operations that have begun."""
 _ID = re.compile(r"(ev|op)-[0-9a-z]{16}")
 
 
@@ -45,6 +47,7 @@ async def _messages(visit: Visit, after: str, operations: list[str]) -> AsyncIte
             await queue.put(None)
 
     tasks = [asyncio.create_task(run(_events(visit, after), vital=True))]
+    tasks.append(asyncio.create_task(run(_begun(visit), vital=False)))
     tasks += [asyncio.create_task(run(_operation(visit, id), vital=False)) for id in operations]
     try:
         yield "retry: 1500\n\n"
@@ -59,12 +62,24 @@ async def _messages(visit: Visit, after: str, operations: list[str]) -> AsyncIte
 async def _events(visit: Visit, after: str) -> AsyncIterator[str]:
     while True:
         newer = {"after": after} if after else {}
-        found = (await visit.api.get("/events", wait=WAIT_S, limit=1, **newer))["items"]
+        found = (await visit.api.get("/events", wait=WAIT_S, limit=1, **newer, **visit.watched()))["items"]
         if not found or found[0]["id"] == after:
             yield ": still here\n\n"
             continue
         after = found[0]["id"]
         yield f"event: change\nid: {after}\ndata: {{}}\n\n"
+
+
+async def _begun(visit: Visit) -> AsyncIterator[str]:
+    """What begins is no event yet, and lists of operations cannot be waited for."""
+    known: object = None
+    while True:
+        newest = (await visit.api.get("/operations", limit=1, **visit.watched()))["items"]
+        found = [(op["id"], op["state"], op["progress"]) for op in newest]
+        if known not in (None, found):
+            yield "event: change\ndata: {}\n\n"
+        known = found
+        await asyncio.sleep(LOOK_S)
 
 
 async def _operation(visit: Visit, id: str) -> AsyncIterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -58,10 +57,14 @@ class Visit:
         """The API's parameters for the accounts that are looked at."""
         return {"all_accounts": True} if self.everyone else {}
 
+    def watched(self) -> dict[str, Any]:
+        """The same for what is followed live: administrators follow the whole cloud."""
+        return {"all_accounts": True} if self.admin else {}
+
     async def begin(self) -> None:
         """Before anything else is read, so that no change falls between the page and its live updates."""
-        found = await asyncio.gather(self.api.get("/whoami"), self.api.get("/events", limit=1))
-        self.me, newest = found[0], found[1]["items"]
+        self.me = await self.api.get("/whoami")
+        newest = (await self.api.get("/events", limit=1, **self.watched()))["items"]
         self.since = newest[0]["id"] if newest else ""
 
     async def form(self) -> Form:

@@ -19,8 +19,6 @@ LINKS = {
     "subnet": "/networks",
     "security-group": "/networks",
     "nic": "/networks",
-    "keypair": "/keys",
-    "placement-group": "/keys",
 }
 EVENTS = 12
 
@@ -38,7 +36,7 @@ def health(status: Mapping[str, Any]) -> str:
 
 async def show(visit: Visit) -> Response:
     status, events, nodes = await asyncio.gather(
-        visit.api.get("/status"), visit.api.get("/events", limit=EVENTS, **_scope(visit)), _nodes(visit)
+        visit.api.get("/status"), visit.api.get("/events", limit=EVENTS, **visit.watched()), _nodes(visit)
     )
     failed = status["counts"].get("vm", {}).get("error", 0)
     return await visit.page(
@@ -51,11 +49,6 @@ async def show(visit: Visit) -> Response:
         events=events["items"],
         nodes=nodes,
     )
-
-
-def _scope(visit: Visit) -> dict[str, Any]:
-    """Administrators watch the whole cloud here."""
-    return {"all_accounts": True} if visit.admin else {}
 
 
 async def _nodes(visit: Visit) -> list[dict[str, Any]]:

@@ -20,10 +20,9 @@ LOG_BYTES = 16384
 
 
 async def table(visit: Visit) -> Response:
-    page, images, nodes, accounts = await asyncio.gather(
+    page, images, accounts = await asyncio.gather(
         visit.api.get("/vms", limit=PAGE, cursor=visit.query("cursor"), state=visit.query("state"), **visit.scope()),
         visit.api.all("/images"),
-        _admins(visit, "nodes"),
         _admins(visit, "accounts"),
     )
     return await visit.page(
@@ -33,7 +32,7 @@ async def table(visit: Visit) -> Response:
         following=page["next"],
         state=visit.query("state"),
         everyone=visit.everyone,
-        names=Names(images, nodes, accounts),
+        names=Names(images, accounts),
     )
 
 

@@ -89,7 +89,7 @@ function listen() {
   source = new EventSource(`/live?${query}`);
   source.addEventListener("open", () => { byId("offline").hidden = true; });
   source.addEventListener("error", () => { byId("offline").hidden = source?.readyState === EventSource.OPEN; });
-  source.addEventListener("change", (event) => { latest = event.lastEventId; soon(); });
+  source.addEventListener("change", (event) => { latest = event.lastEventId || latest; soon(); });
   source.addEventListener("operation", (event) => {
     const told = JSON.parse(event.data);
     const card = byId(told.id);
@@ -233,6 +233,8 @@ if (cards) {
   for (const form of document.querySelectorAll("form[data-upload]")) form.hidden = false;
   for (const card of cards.children) settle(card);
   for (const region of document.querySelectorAll("[data-tail]")) tail(region);
+  const side = document.querySelector(".side");
+  side.scrollLeft = (side.querySelector("[aria-current]")?.offsetLeft || 0) - side.clientWidth / 2;
   document.addEventListener("visibilitychange", () => { listen(); if (!document.hidden) soon(); });
   window.addEventListener("pagehide", () => source?.close());
   listen();

@@ -34,7 +34,7 @@
   };
   size();
   new ResizeObserver(size).observe(place);
-  terminal.attachCustomKeyEventHandler((event) => !(event.key === "Tab" && event.ctrlKey && event.shiftKey));
+  terminal.attachCustomKeyEventHandler((event) => !(event.key === "Tab" && event.shiftKey));
 
   let socket = null;
   const say = (mood, text) => {
