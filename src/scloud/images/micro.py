@@ -51,8 +51,8 @@ _COMMAND_LINE = (
     "rodata=off noreplace-smp initcall_blacklist=tracer_init_tracefs,init_kprobe_trace,slab_sysfs_init"
 )
 """`panic=5`: a guest that cannot boot says so on its console again and again instead of hanging. The rest shortens the
-boot under emulation: no address randomisation, no retpolines, no rewriting of code for the processor at hand, no tracing
-files, no waiting for hardware that is not there. None of it is meant for guests that serve anyone."""
+boot under emulation: no address randomisation, no retpolines, no rewriting of code for the processor at hand, no
+tracing files, no waiting for hardware that is not there. None of it is meant for guests that serve anyone."""
 _UUID = "5c10ad00-0000-4000-8000-00006d6963ff"
 _SERIAL = "5C10AD00"
 _EPOCH = "1577836800"
