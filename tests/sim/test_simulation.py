@@ -31,7 +31,6 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.timeout(1200)
 def test_no_seed_breaks_a_promise() -> None:
     done = simulate("--first", str(FIRST), "--count", str(SEEDS))
     assert done.returncode == 0, done.stdout + done.stderr
