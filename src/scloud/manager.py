@@ -147,7 +147,7 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
     listener = _listener(api)
     tls = api[0] not in ("127.0.0.1", "localhost")
     app = make_app(context)
-    mount(app)
+    streams = mount(app)
     config = uvicorn.Config(
         app,
         loop="none",
@@ -182,6 +182,7 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
     await asyncio.wait([working, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     ready_file.unlink(missing_ok=True)
     web.should_exit = True
+    streams.close()
     accepting.close()
     for session in manager.sessions:
         await session.hang_up()

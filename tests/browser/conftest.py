@@ -49,7 +49,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def site(tmp_path: Path, browser: Browser) -> AsyncIterator[Site]:
     """A cloud with two nodes and an image, served with its console."""
     async with Cloud(tmp_path) as cloud:
-        mount(cloud.app)
+        streams = mount(cloud.app)
         await cloud.node("n1")
         await cloud.node("n2")
         await cloud.image("micro")
@@ -65,6 +65,7 @@ async def site(tmp_path: Path, browser: Browser) -> AsyncIterator[Site]:
         finally:
             await made.close()
             server.should_exit = True
+            streams.close()
             await serving
 
 

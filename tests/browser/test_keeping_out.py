@@ -97,6 +97,7 @@ async def test_other_sites_can_do_nothing_in_ones_name(site: Site) -> None:
             policy = answer.headers["content-security-policy"]
             assert "script-src 'self';" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
             assert not re.search(r"<script(?![^>]*\ssrc=)|\son\w+=|\sstyle=|javascript:", answer.text), path
+        assert (await http.get("/no-such-page")).status_code == 404
         problem = (await http.get("/api/v1/nothing")).headers["content-type"]
         assert problem == "application/problem+json", "the API's unknown paths stay the API's"
 

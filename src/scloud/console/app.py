@@ -59,6 +59,7 @@ def make_console(http: httpx.AsyncClient) -> Starlette:
     app = Starlette(routes=routes, exception_handlers={HTTPException: not_http, Exception: not_http})
     app.router.redirect_slashes = False
     app.state.http = http
+    app.state.streams = live.Streams()
     return app
 
 
@@ -77,8 +78,14 @@ class _Place(BaseRoute):
         await self._console(scope, receive, send)
 
 
-def mount(app: Starlette) -> None:
-    """Show the console at `/` of an application that serves the API, which it calls without a socket between."""
+def mount(app: Starlette) -> live.Streams:
+    """Show the console at `/` of an application that serves the API, which it calls without a socket between.
+
+    Whoever stops the server closes the streams first.
+    """
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     http = httpx.AsyncClient(transport=transport, base_url="http://console", trust_env=False)
-    app.router.routes.append(_Place(make_console(http)))
+    console = make_console(http)
+    app.router.routes.append(_Place(console))
+    streams: live.Streams = console.state.streams
+    return streams

@@ -21,6 +21,23 @@ LOOK_S = 2.0
 _ID = re.compile(r"(ev|op)-[0-9a-z]{16}")
 
 
+Queue = asyncio.Queue[str | None]
+
+
+class Streams:
+    """Those that are open. They would hold up a server that waits for its requests to end."""
+
+    def __init__(self) -> None:
+        self.open: set[Queue] = set()
+
+    def close(self) -> None:
+        """End all of them; browsers connect again by themselves."""
+        for queue in self.open:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+
 async def stream(visit: Visit) -> Response:
     """`change` when there are new events; `operation` with its card whenever one of `?op=` has moved on.
 
@@ -30,12 +47,13 @@ async def stream(visit: Visit) -> Response:
     operations = list(dict.fromkeys(visit.request.query_params.getlist("op")))
     operations = [id for id in operations if _ID.fullmatch(id)][:MOST_OPERATIONS]
     headers = {**render.HEADERS, "X-Accel-Buffering": "no"}
-    body = _messages(visit, after if _ID.fullmatch(after) else visit.since, operations)
+    streams: Streams = visit.request.app.state.streams
+    body = _messages(visit, streams, after if _ID.fullmatch(after) else visit.since, operations)
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def _messages(visit: Visit, after: str, operations: list[str]) -> AsyncIterator[str]:
-    queue: asyncio.Queue[str | None] = asyncio.Queue(maxsize=100)
+async def _messages(visit: Visit, streams: Streams, after: str, operations: list[str]) -> AsyncIterator[str]:
+    queue: Queue = asyncio.Queue(maxsize=100)
 
     async def run(source: AsyncIterator[str], *, vital: bool) -> None:
         try:
@@ -49,11 +67,13 @@ async def _messages(visit: Visit, after: str, operations: list[str]) -> AsyncIte
     tasks = [asyncio.create_task(run(_events(visit, after), vital=True))]
     tasks.append(asyncio.create_task(run(_begun(visit), vital=False)))
     tasks += [asyncio.create_task(run(_operation(visit, id), vital=False)) for id in operations]
+    streams.open.add(queue)
     try:
         yield "retry: 1500\n\n"
         while (message := await queue.get()) is not None:
             yield message
     finally:
+        streams.open.discard(queue)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

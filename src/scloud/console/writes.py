@@ -80,9 +80,11 @@ def _collection(visit: Visit, known: Any) -> str:
     return name
 
 
-async def create(visit: Visit) -> Response:
-    kind = _collection(visit, CREATE)
-    return await visit.began(await visit.api.post(f"/{kind}", (await visit.form()).body(CREATE[kind])))
+def creator(kind: str) -> Handler:
+    async def create(visit: Visit) -> Response:
+        return await visit.began(await visit.api.post(f"/{kind}", (await visit.form()).body(CREATE[kind])))
+
+    return create
 
 
 async def act(visit: Visit) -> Response:
@@ -193,7 +195,7 @@ POSTS: Mapping[str, Handler] = {
     "/operations/{ref}/cancel": cancel,
     "/security-groups/{ref}/rules": add_rule,
     "/security-groups/{ref}/rules/{rule}/delete": remove_rule,
-    "/{kind}": create,
+    **{f"/{kind}": creator(kind) for kind in CREATE},
     "/{kind}/{ref}/change": change,
     "/{kind}/{ref}/delete": delete,
     "/{kind}/{ref}/actions/{action}": act,

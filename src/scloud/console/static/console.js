@@ -87,8 +87,15 @@ function listen() {
   const query = new URLSearchParams(running().map((id) => ["op", id]));
   if (latest) query.set("after", latest);
   source = new EventSource(`/live?${query}`);
-  source.addEventListener("open", () => { byId("offline").hidden = true; });
-  source.addEventListener("error", () => { byId("offline").hidden = source?.readyState === EventSource.OPEN; });
+  source.addEventListener("open", () => {
+    if (!byId("offline").hidden) soon(); // what was missed
+    byId("offline").hidden = true;
+  });
+  source.addEventListener("error", () => {
+    byId("offline").hidden = false;
+    if (source?.readyState !== EventSource.CLOSED) return; // it connects again by itself
+    setTimeout(() => { listen(); soon(); }, 3000); // refused: the refresh finds out why
+  });
   source.addEventListener("change", (event) => { latest = event.lastEventId || latest; soon(); });
   source.addEventListener("operation", (event) => {
     const told = JSON.parse(event.data);
