@@ -99,6 +99,8 @@ class _Future(asyncio.Future[Any]):
 class _Task(asyncio.Task[Any]):
     def __init__(self, work: Any, *, loop: SimLoop, **more: Any) -> None:
         self._number = next(loop.numbers)
+        context = more.get("context")
+        self.life: Life | None = LIFE.get() if context is None else context.get(LIFE)
         super().__init__(work, loop=loop, **more)
 
     def __hash__(self) -> int:
@@ -154,8 +156,11 @@ class SimLoop(asyncio.BaseEventLoop):
         return timer
 
     def unheard(self) -> list[tuple[str, BaseException]]:
-        """Tasks that ended with an error which nobody has looked at."""
-        ended = [task for task in self.graveyard if isinstance(task, _Task) and task.done() and task._log_traceback]
+        """Tasks that ended with an error which nobody has looked at, and of whom somebody still lives."""
+        tasks = [
+            task for task in self.graveyard if isinstance(task, _Task) and (task.life is None or not task.life.dead)
+        ]
+        ended = [task for task in tasks if task.done() and task._log_traceback]
         return [(repr(task.get_coro()), error) for task in ended if (error := task.exception()) is not None]
 
     def again(self, handles: list[asyncio.Handle]) -> None:

@@ -177,7 +177,8 @@ class Reconciler:
             self._wake(key for key in self._journal.desired if key.startswith(("vm/", "disk/")))
             self.network.look_at_all()
         else:
-            self._wake(f"vm/{vm}" for vm in changed)
+            for vm, use in changed.items():
+                self._wake([f"vm/{vm}", *(f"disk/{disk}" for disk in use.disks), *(f"port/{nic}" for nic in use.nics)])
 
     async def _watch(self) -> None:
         """Follow the hypervisor's events."""

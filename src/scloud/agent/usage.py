@@ -41,20 +41,30 @@ class Usage:
         else:
             self._open.pop(vm, None)
 
-    def saw_all(self, domains: Iterable[DomainFacts], mark: int, busy: Iterable[str] = ()) -> list[str]:
-        """All domains as listed since `mark`; returns the VMs of which this was news.
+    def saw_all(self, domains: Iterable[DomainFacts], mark: int, busy: Iterable[str] = ()) -> dict[str, Open]:
+        """All domains as listed since `mark`; returns the VMs of which this was news, with what they had or have open.
 
-        Those in `busy` are being worked on, and left alone.
+        Of those in `busy`, which are being worked on, only more can be learnt: what they run is not yet free.
         """
-        before, held = dict(self._open), {*busy, *(vm for vm, moment in self._touched.items() if moment >= mark)}
+        before, newer = dict(self._open), {vm for vm, moment in self._touched.items() if moment >= mark}
+        working = set(busy)
         running = {facts.vm: facts for facts in domains if facts.running}
-        for vm in [vm for vm in self._open if vm not in running and vm not in held]:
+        for vm in [vm for vm in self._open if vm not in running and vm not in newer and vm not in working]:
             del self._open[vm]
         for vm, facts in running.items():
-            if vm not in held:
+            if vm in newer:
+                continue
+            if vm in working:
+                self.about_to(vm, facts.disks, facts.nics)
+            else:
                 self.saw(vm, facts)
         self.known = True
-        return [vm for vm in sorted(before.keys() | self._open.keys()) if before.get(vm) != self._open.get(vm)]
+        news = {}
+        for vm in sorted(before.keys() | self._open.keys()):
+            if before.get(vm) != self._open.get(vm):
+                old, new = before.get(vm, Open((), ())), self.of(vm)
+                news[vm] = Open((*old.disks, *new.disks), (*old.nics, *new.nics))
+        return news
 
     def about_to(self, vm: str, disks: Iterable[str] = (), nics: Iterable[str] = ()) -> None:
         """From now on these count as open by the VM."""
