@@ -61,7 +61,7 @@ async def _story(world: World, checks: Checks) -> None:
     chaos, tenant = Chaos(world), Tenant(world)
     loop = asyncio.get_running_loop()
     trouble = [loop.create_task(chaos.run()), loop.create_task(tenant.run())]
-    end = loop.time() + rng.choice([6.0, 12.0, 24.0])
+    end = loop.time() + rng.choice([5.0, 10.0, 20.0])
     while loop.time() < end and not world.violations:
         await asyncio.sleep(1.0 + 2.0 * rng.random())
         checks.always()
@@ -70,7 +70,7 @@ async def _story(world: World, checks: Checks) -> None:
         task.cancel()
     if world.violations:
         return
-    if rng.random() < 0.1:
+    if rng.random() < 0.07:
         await _long_outage(world, checks)
     chaos.heal()
     chaos.raise_the_dead()
