@@ -39,9 +39,10 @@ class Streams:
 
 
 async def stream(visit: Visit) -> Response:
-    """`change` when there are new events; `operation` with its card whenever one of `?op=` has moved on.
+    """`change` when there are new events, or other operations than `?begun=`.
 
-    The stream ends when the API refuses or is gone; the browser then connects again.
+    `operation` with its card whenever one of `?op=` has moved on. The stream ends when the API refuses
+    or is gone; the browser then connects again.
     """
     after = visit.request.headers.get("last-event-id") or visit.query("after") or ""
     operations = list(dict.fromkeys(visit.request.query_params.getlist("op")))
@@ -87,18 +88,17 @@ async def _events(visit: Visit, after: str) -> AsyncIterator[str]:
             yield ": still here\n\n"
             continue
         after = found[0]["id"]
-        yield f"event: change\nid: {after}\ndata: {{}}\n\n"
+        yield f"event: change\nid: {after}\ndata:\n\n"
 
 
 async def _begun(visit: Visit) -> AsyncIterator[str]:
     """What begins is no event yet, and lists of operations cannot be waited for."""
-    known: object = None
+    known = visit.query("begun")
     while True:
-        newest = (await visit.api.get("/operations", limit=1, **visit.watched()))["items"]
-        found = [(op["id"], op["state"], op["progress"]) for op in newest]
-        if known not in (None, found):
-            yield "event: change\ndata: {}\n\n"
-        known = found
+        found = await visit.newest_operation()
+        if found != known:
+            known = found
+            yield f"event: change\ndata: {found}\n\n"
         await asyncio.sleep(LOOK_S)
 
 

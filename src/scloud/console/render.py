@@ -64,7 +64,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(
-        size=words.size, moment=words.moment, plain=words.plain, noun=words.noun, ports=words.ports, mood=words.mood
+        size=words.size,
+        moment=words.moment,
+        plain=words.plain,
+        noun=words.noun,
+        ports=words.ports,
+        mood=words.mood,
+        progress=words.progress,
     )
     env.globals.update(
         version=__version__,

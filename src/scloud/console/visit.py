@@ -24,7 +24,7 @@ MOST_OPERATIONS = 20
 
 
 class Visit:
-    """`me` is the API's /whoami; `since` the newest event when the request began."""
+    """`me` is the API's /whoami; `since` the newest event, and `begun` the newest operation, when the request began."""
 
     def __init__(self, request: Request, api: Api, csrf: str) -> None:
         self.request = request
@@ -32,6 +32,7 @@ class Visit:
         self.csrf = csrf
         self.me: dict[str, Any] = {}
         self.since = ""
+        self.begun = ""
 
     @property
     def admin(self) -> bool:
@@ -61,11 +62,17 @@ class Visit:
         """The same for what is followed live: administrators follow the whole cloud."""
         return {"all_accounts": True} if self.admin else {}
 
+    async def newest_operation(self) -> str:
+        """Which one it is and how far; another text when anything has begun, or that one has moved on."""
+        newest = (await self.api.get("/operations", limit=1, **self.watched()))["items"]
+        return "".join(f"{op['id']} {op['state']} {op['progress']}" for op in newest)
+
     async def begin(self) -> None:
         """Before anything else is read, so that no change falls between the page and its live updates."""
         self.me = await self.api.get("/whoami")
         newest = (await self.api.get("/events", limit=1, **self.watched()))["items"]
         self.since = newest[0]["id"] if newest else ""
+        self.begun = await self.newest_operation()
 
     async def form(self) -> Form:
         """The fields of a POST that is ours."""
@@ -74,7 +81,8 @@ class Visit:
     # --- answers
 
     def common(self) -> dict[str, Any]:
-        return {"me": self.me, "csrf": self.csrf, "path": self.request.url.path, "since": self.since}
+        live = {"since": self.since, "begun": self.begun}
+        return {"me": self.me, "csrf": self.csrf, "path": self.request.url.path, **live}
 
     async def page(
         self, template: str, *, title: str, status: int = 200, csp: str | None = None, **values: Any

@@ -93,3 +93,8 @@ def mood(state: str) -> str:
     if state in ("error", "down", "failed"):
         return "bad"
     return "unsure" if state == "unknown" else "busy"
+
+
+def progress(state: str) -> str:
+    """The look of an operation's state: one that is running has not ended well yet."""
+    return "busy" if state == "running" else mood(state)

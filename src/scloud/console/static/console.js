@@ -75,6 +75,7 @@ function soon() {
 
 let source = null;
 let latest = document.body.dataset.since || "";
+let begun = document.body.dataset.begun || "";
 
 const running = () => [...cards.querySelectorAll("[data-operation]")]
   .filter((card) => card.dataset.state === "queued" || card.dataset.state === "running")
@@ -86,6 +87,7 @@ function listen() {
   if (document.hidden || !cards) return;
   const query = new URLSearchParams(running().map((id) => ["op", id]));
   if (latest) query.set("after", latest);
+  query.set("begun", begun);
   source = new EventSource(`/live?${query}`);
   source.addEventListener("open", () => {
     if (!byId("offline").hidden) soon(); // what was missed
@@ -96,7 +98,11 @@ function listen() {
     if (source?.readyState !== EventSource.CLOSED) return; // it connects again by itself
     setTimeout(() => { listen(); soon(); }, 3000); // refused: the refresh finds out why
   });
-  source.addEventListener("change", (event) => { latest = event.lastEventId || latest; soon(); });
+  source.addEventListener("change", (event) => {
+    latest = event.lastEventId || latest;
+    begun = event.data || begun;
+    soon();
+  });
   source.addEventListener("operation", (event) => {
     const told = JSON.parse(event.data);
     const card = byId(told.id);
@@ -150,7 +156,9 @@ function showProblems(form, slot) {
     field.setAttribute("aria-errormessage", note.id);
     for (let outer = field.closest("details"); outer; outer = outer.parentElement.closest("details")) outer.open = true;
     first ||= field;
+    item.remove();
   }
+  slot.querySelector(".fields:empty")?.remove();
   (first || slot).scrollIntoView({ block: "nearest" });
   first?.focus?.();
 }
