@@ -21,6 +21,7 @@ from scloud.client.contexts import Context, current_context
 from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import Identity
 from scloud.model.errors import CloudError
+from scloud.node.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOOT_S = 180.0
@@ -164,6 +165,10 @@ class Lab:
 
     def pids(self, role: str, node: str | None = None) -> list[int]:
         return [p["pid"] for p in self.status()["processes"] if p["role"] == role and node in (None, p["node"])]
+
+    def unit_pid(self, unit: str) -> int | None:
+        """The pid of `manager` or `agent-NODE` if it runs: quicker than looking through all processes."""
+        return Layout(root=self.root).pid_of(unit)
 
     def guests_running(self) -> dict[str, list[str]]:
         """VM ids of all QEMU processes there are, with their nodes."""
@@ -422,10 +427,12 @@ class Pinging:
     """A guest pings an address five times a second from inside; afterwards one knows which answers were missing."""
 
     EVERY_S = 0.2
+    _numbers = itertools.count()
 
     def __init__(self, guest: Guest, address: str) -> None:
         self.guest, self.address = guest, address
-        self.file = f"/tmp/ping.{address}"
+        self.file = f"/tmp/ping.{next(self._numbers)}"
+        guest.run("for pid in $(cat /tmp/ping.*.pid 2>/dev/null); do kill $pid 2>/dev/null; done; rm -f /tmp/ping.*")
         guest.background(f"echo $$ > {self.file}.pid; exec ping -i {self.EVERY_S} {address} > {self.file} 2>&1")
         until(lambda: guest.succeeds(f"grep -q seq=2 {self.file}"), f"{guest.name} pings {address}", 15.0)
 

@@ -72,6 +72,8 @@ def lab() -> Iterator[Lab]:
         try:
             made.ok("lab", "up", "--nodes", "3", timeout=600.0)
             os.environ["SCLOUD_CONTEXT"] = made.env["SCLOUD_CONTEXT"] = made.status()["context"]
+            # Guests that sleep cost nothing: many fit on two processors.
+            made.ok("cluster", "set", "default", "--cpu-overcommit", "16")
             with Client(current_context()) as made.client:
                 yield made
         finally:

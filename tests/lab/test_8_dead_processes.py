@@ -69,12 +69,12 @@ def test_killed_again_and_again_while_twenty_create_and_delete(
             pool.submit(_create_and_perhaps_delete, lab, f"crowd-{victim}-{index}", stays)
             for index, stays in enumerate(fates)
         ]
-        while not all(item.done() for item in work) and kills < 6:
+        while kills < 6 and not all(item.done() for item in work):
             # A moment is chosen, not waited for: that is the fault.
-            time.sleep(chance.uniform(0.05, 2.0))
+            time.sleep(chance.uniform(0.02, 0.6))
             role = victim if victim != "both" else chance.choice(["manager", "agents"])
-            pids = lab.pids("manager") if role == "manager" else lab.pids("agent", f"n{chance.randint(1, 3)}")
-            for pid in pids:
+            pid = lab.unit_pid("manager" if role == "manager" else f"agent-n{chance.randint(1, 3)}")
+            if pid is not None:
                 lab.kill(pid)
                 kills += 1
         ids = [item.result() for item in work]

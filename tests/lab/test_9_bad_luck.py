@@ -57,9 +57,9 @@ def test_a_nodes_disk_is_full(lab: Lab, wide: Wide) -> None:
     options = ["--node", "n3", "--subnet", "wide", "--security-group", "left", "--memory", "128M"]
     with small_disk(command, disks, 12):
         problem = lab.refused("vm", "create", "cramped", *options)
-        assert "space" in problem["detail"] or "full" in problem["detail"], problem
+        assert "free" in problem["detail"] and "disks" in problem["detail"], problem
         status = lab.vm("cramped")["status"]
-        assert status["state"] == "error" and ("space" in status["reason"] or "full" in status["reason"])
+        assert status["state"] == "error" and "are free in" in status["reason"], status
         assert lab.json("vm", "create", "roomy", "--memory", "128M", "--node", "n2")["status"]["state"] == "running"
         subprocess.run([*command, "mount", "-o", "remount,size=80m", str(disks)], check=True)
         lab.ok("vm", "start", "cramped")
