@@ -29,6 +29,8 @@ FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 10.0
 HEALTHY_AFTER_S = 10.0
 STOP_GRACE_S = 10.0
+LOOK_S = 600.0
+"""How often a living unit is looked at, for the size of its log."""
 
 
 def spec_of(layout: Layout, unit: Unit) -> ProcessSpec:
@@ -137,7 +139,8 @@ class Keeper:
                 await self._supervisor.ensure(spec_of(self._layout, unit))
                 self._errors.pop(unit.name, None)
                 self._settled[unit.name].set()
-                await self._supervisor.died(unit.name)
+                while not await self._dies_within(unit.name, LOOK_S):
+                    await self._supervisor.ensure(spec_of(self._layout, unit))
                 print(f"{unit.name} has ended", file=sys.stderr, flush=True)
             except (CloudError, OSError) as error:
                 self._errors[unit.name] = str(error)
@@ -146,6 +149,14 @@ class Keeper:
             lived = loop.time() - began
             delay = FIRST_RETRY_S if lived >= HEALTHY_AFTER_S else min(max(2 * delay, FIRST_RETRY_S), LAST_RETRY_S)
             await asyncio.sleep(delay)
+
+    async def _dies_within(self, name: str, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._supervisor.died(name)
+        except TimeoutError:
+            return False
+        return True
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -64,14 +64,19 @@ def service_text(layout: Layout) -> str:
     )
 
 
-def set_units(layout: Layout, *units: Unit) -> dict[str, Any]:
-    """Write these units (others stay as they are) and return the keeper's status when it has carried them out."""
+def write_units(layout: Layout, *units: Unit) -> None:
+    """Write these units (others stay as they are) for a keeper that is still to be started."""
     layout.units.mkdir(parents=True, exist_ok=True)
     for unit in units:
         path = layout.units / f"{unit.name}.json"
         fresh = path.with_suffix(".new")
         fresh.write_text(unit.model_dump_json(indent=2))
         fresh.replace(path)
+
+
+def set_units(layout: Layout, *units: Unit) -> dict[str, Any]:
+    """Write these units and return the keeper's status when it has carried them out."""
+    write_units(layout, *units)
     return ask(layout, "sync")
 
 

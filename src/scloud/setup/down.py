@@ -8,9 +8,9 @@ import shutil
 from rich.console import Console
 
 from scloud.client.contexts import config_dir, read_contexts, remove_context
-from scloud.node.keep import ask, read_units
-from scloud.node.keeping import keeper_pid, set_units, start_keeper, stop_keeper
-from scloud.node.layout import Layout
+from scloud.node.keep import read_units
+from scloud.node.keeping import keeper_pid, set_units, start_keeper, stop_keeper, write_units
+from scloud.node.layout import Layout, Unit
 from scloud.node.stopping import clear, shut_guests, stop_node
 from scloud.setup.defaults import DEFAULT
 from scloud.setup.steps import Steps
@@ -42,11 +42,13 @@ def _stop(layout: Layout, steps: Steps) -> None:
     with steps.step("Agent") as step:
         # The agents first: they would start again what is stopped behind their backs.
         units = [layout.agent_unit(sandbox).model_copy(update={"wanted": "stop"}) for sandbox in sandboxes]
+        before = {unit.name: layout.pid_of(unit.name) for unit in units}
         if keeper_pid(layout) is None:
+            # Or else it would begin by starting all that is now to be stopped.
+            write_units(layout, *units, *_manager_to_stop(layout))
             start_keeper(layout)
-        before = ask(layout, "status")["units"]
         set_units(layout, *units)
-        if not any(before.get(unit.name, {}).get("pid") for unit in units):
+        if not any(before.values()):
             step.already("did not run")
     with steps.step("Guests") as step:
         counts = [shut_guests(layout, sandbox) for sandbox in sandboxes]
@@ -59,9 +61,14 @@ def _stop(layout: Layout, steps: Steps) -> None:
         for sandbox in sandboxes:
             stop_node(layout, sandbox)
     with steps.step("Manager"):
-        if (unit := read_units(layout).get("manager")) is not None:
-            set_units(layout, unit.model_copy(update={"wanted": "stop"}))
+        set_units(layout, *_manager_to_stop(layout))
         stop_keeper(layout)
+
+
+def _manager_to_stop(layout: Layout) -> list[Unit]:
+    """The manager's unit, to be stopped; none on a host that only joined."""
+    known = read_units(layout).get("manager")
+    return [known.model_copy(update={"wanted": "stop"})] if known is not None else []
 
 
 def forget(context: str) -> None:
