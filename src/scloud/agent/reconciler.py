@@ -127,6 +127,8 @@ class Reconciler:
                 if isinstance(item, DesiredVm):
                     self._wake([f"disk/{disk.id}" for disk in item.disks])
                     self._wake([f"port/{nic}" for nic in item.nics])
+            if isinstance(old, DesiredVm) and isinstance(new, DesiredVm) and new.starts > old.starts:
+                self._retry(new)
         elif kind == "disk":
             self.disks.workers.wake(key, urgent=True)
         else:
@@ -136,6 +138,19 @@ class Reconciler:
             self.network.desired_changed(key, sorted(vpcs))
             if isinstance(new, DesiredPort) and new.vm is not None:
                 self._wake([f"vm/{new.vm}"])
+
+    def _retry(self, vm: DesiredVm) -> None:
+        """Its owner asks anew for a start: nothing that it needs is held to have failed by what happened before."""
+        self.vms.workers.retry(key_of(vm))
+        for disk in vm.disks:
+            if f"disk/{disk.id}" in self._journal.desired:
+                self.disks.workers.retry(f"disk/{disk.id}")
+        for nic in vm.nics:
+            port = self._journal.desired.get(f"port/{nic}")
+            if isinstance(port, DesiredPort):
+                for key in (key_of(port), f"vpc/{port.vpc}"):
+                    if key in self._journal.desired:
+                        self.network.workers.retry(key)
 
     def _wake(self, keys: Iterable[str]) -> None:
         """Look again at these objects, where they are desired here."""

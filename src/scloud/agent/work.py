@@ -57,6 +57,13 @@ class Workers:
         self._cancel_timer(job)
         job.task = loop.create_task(self._run(key, job), name=f"work {key}")
 
+    def retry(self, key: str) -> None:
+        """Try at once, and forget how often it has failed: somebody asked anew, and what failed may work by now."""
+        job = self._jobs.get(key)
+        if job is not None:
+            job.failures = 0
+        self.wake(key, urgent=True)
+
     @staticmethod
     def now() -> float:
         """The clock that handlers' wake times are on: seconds, monotonic."""

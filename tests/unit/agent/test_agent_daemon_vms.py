@@ -339,6 +339,26 @@ def test_a_full_disk_is_an_error_with_the_reason_and_goes_on_when_there_is_room(
     run(main())
 
 
+def test_whoever_makes_room_and_asks_for_a_start_is_not_told_of_the_failure_before() -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            node.disk.filled_mib = node.disk.capacity_mib
+            items = one_vm()
+            await node.boss.want(*items)
+            await node.settled(KEY, "error")
+            await asyncio.sleep(200)  # the next try of its own accord is far away now
+            node.disk.filled_mib = 0
+            asked = items[-1].model_copy(update={"generation": items[-1].generation + 1, "starts": 2})
+            heard = len(node.boss.history)
+            began = asyncio.get_running_loop().time()
+            await node.boss.want(asked)
+            await node.settled(KEY, "running")
+            assert asyncio.get_running_loop().time() - began < 10
+            assert not [item for item in node.boss.history[heard:] if item.key == KEY and item.state == "error"]
+
+    run(main())
+
+
 def test_a_data_disk_moves_to_another_vm_only_after_the_first_let_it_go() -> None:
     async def main() -> None:
         async with running_node() as node:
