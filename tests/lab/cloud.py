@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scloud.cli.vm_access import ssh_arguments
-from scloud.client.contexts import Context, current_context
+from scloud.client.contexts import Context
 from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import Identity
 from scloud.model.errors import CloudError
@@ -70,14 +69,19 @@ class Lab:
         self.root = folder / "lab"
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("SCLOUD_")},
-            **self.own_environment(folder),
+            "SCLOUD_CONFIG": str(folder / "config"),
+            "SCLOUD_LAB_ROOT": str(self.root),
         }
+        self.context: Context
         self.client: Client
         self.guests: list[Guest] = []
 
-    @staticmethod
-    def own_environment(folder: Path) -> dict[str, str]:
-        return {"SCLOUD_CONFIG": str(folder / "config"), "SCLOUD_LAB_ROOT": str(folder / "lab")}
+    def up(self, nodes: int) -> None:
+        """Start it; from here on commands go to it, as its administrator."""
+        self.ok("lab", "up", "--nodes", str(nodes), timeout=600.0)
+        status = self.status()
+        self.env["SCLOUD_CONTEXT"] = status["context"]
+        self.context = Context(status["context"], status["url"], Path(status["token_file"]).read_text().strip())
 
     # --- the command line
 
@@ -151,11 +155,9 @@ class Lab:
     def open_operations(self) -> list[dict[str, Any]]:
         return [op for state in ("queued", "running") for op in self.items("/operations", state=state)]
 
-    def everyone(self) -> Client:
-        return Client(current_context())
-
-    def as_account(self, name: str, secret: str) -> Client:
-        return Client(Context(name, self.client.context.url, secret))
+    def own_client(self) -> Client:
+        """A client of one's own: one is not for several threads."""
+        return Client(self.context)
 
     # --- the machine
 
@@ -309,11 +311,18 @@ class Guest:
         if self._master is not None and self._master.poll() is None and self._socket.exists():
             return
         self.forget()
-        with self.lab.everyone() as client:
-            arguments = ssh_arguments(client, self.resource, None, None, 22, boot)
-        options = ["-M", "-S", str(self._socket), "-N", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+        proxy = f"{REPOSITORY}/scloud vm port-forward {self.id} 22 --stdio --boot-time {boot:g}"
+        options = (
+            *(f"ProxyCommand={proxy}", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"),
+            *("IdentitiesOnly=yes", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
+        )
         self._master = subprocess.Popen(
-            [*arguments[:-1], *options, arguments[-1]],
+            [
+                *("ssh", "-M", "-N", "-S", str(self._socket), "-l", "root"),
+                *("-i", str(self.lab.folder / "config" / "keys" / "default")),
+                *(word for option in options for word in ("-o", option)),
+                self.name,
+            ],
             env=self.lab.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""One lab of three nodes for all tests of this folder, and the guests that they share."""
+"""One lab of three nodes for all tests of this folder, gone after the last, and the guests that they share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from lab.cloud import REPOSITORY, Guest, Lab
-from scloud.client.contexts import current_context
-from scloud.client.http import Client
-
-HIGHEST_VNI = 16777215
+from lab.cloud import Guest, Lab
+from lab.shared import HIGHEST_VNI, Figures, Twins, Wide
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,16 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(300))
-
-
-class Figures:
-    """What the tests have measured; told at the end of the run."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 FIGURES = Figures()
@@ -61,53 +47,26 @@ def _folder() -> Iterator[Path]:
             yield Path(name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     with _folder() as folder:
         # dnsmasq has a user of its own, which must get through to its files.
         folder.chmod(0o711)
         made = Lab(folder)
-        before = dict(os.environ)
-        os.environ.update(Lab.own_environment(folder))
         try:
-            made.ok("lab", "up", "--nodes", "3", timeout=600.0)
-            os.environ["SCLOUD_CONTEXT"] = made.env["SCLOUD_CONTEXT"] = made.status()["context"]
+            made.up(3)
             # Guests that sleep cost nothing: many fit on two processors.
             made.ok("cluster", "set", "default", "--cpu-overcommit", "16")
-            with Client(current_context()) as made.client:
+            with made.own_client() as made.client:
                 yield made
         finally:
             for guest in made.guests:
                 guest.forget()
             if not os.environ.get("SCLAB_KEEP"):
                 made.scloud("lab", "down", "--purge", timeout=300.0)
-            os.environ.clear()
-            os.environ.update(before)
 
 
-@dataclass(frozen=True)
-class Wide:
-    """A VPC with the highest VNI. `a1` and `a3` are on n1, `a2` is on n2; n3 has none of it.
-
-    `a1` and `a2` are in the group `left`, `a3` is in `right`; both groups are as they are made: all out, members in.
-    """
-
-    a1: Guest
-    a2: Guest
-    a3: Guest
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Two VPCs with the same addresses: `l1`, `r1` on n1 are 10.60.0.10; `l2`, `r2` on n2 are 10.60.0.11."""
-
-    l1: Guest
-    l2: Guest
-    r1: Guest
-    r2: Guest
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def networks(lab: Lab) -> None:
     if lab.has("vpcs", "twin-r"):
         return
@@ -121,7 +80,7 @@ def networks(lab: Lab) -> None:
         lab.ok("subnet", "create", vpc, "--vpc", vpc, "--cidr", "10.60.0.0/24")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guests(lab: Lab, networks: None) -> dict[str, Guest]:
     """All that are shared, booted at the same time."""
     if lab.has("vms", "r2"):
@@ -138,23 +97,23 @@ def guests(lab: Lab, networks: None) -> dict[str, Guest]:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def wide(guests: dict[str, Guest]) -> Wide:
     return Wide(guests["a1"], guests["a2"], guests["a3"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def twins(guests: dict[str, Guest]) -> Twins:
     return Twins(guests["l1"], guests["l2"], guests["r1"], guests["r2"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def micro(lab: Lab) -> Path:
     """The file of the image `micro`."""
     return next((lab.root / "cache").glob("**/micro-*.raw"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def blank(lab: Lab) -> str:
     """An image with nothing in it: its guests run, use no processor, and obey no power button."""
     if lab.has("images", "blank"):
@@ -164,6 +123,3 @@ def blank(lab: Lab) -> str:
         stream.truncate(4 << 20)
     lab.ok("image", "import", "blank", str(file), "--format", "raw")
     return "blank"
-
-
-__all__ = ["REPOSITORY"]

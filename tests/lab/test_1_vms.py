@@ -9,7 +9,6 @@ import signal
 import pytest
 
 from lab.cloud import Guest, Lab, until
-from scloud.client.contexts import current_context
 from scloud.client.streams import console_path, open_stream
 
 
@@ -160,10 +159,9 @@ def test_the_console_log_and_the_console(lab: Lab, vm: Guest) -> None:
 
     async def two_at_once() -> str:
         """Two look at the same console over WebSockets; both see what one of them types."""
-        context = current_context()
         async with (
-            open_stream(context, console_path(vm.id)) as first,
-            open_stream(context, console_path(vm.id)) as second,
+            open_stream(lab.context, console_path(vm.id)) as first,
+            open_stream(lab.context, console_path(vm.id)) as second,
         ):
             await first.send(b"echo both-$((1000+1))\n")
             seen = b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.cloud import Lab, until
-from lab.conftest import Wide
+from lab.shared import Wide
 
 
 def test_a_disk_goes_from_one_vm_to_another_with_its_data(lab: Lab, wide: Wide) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from lab.cloud import Guest, Lab, captured, concurrently, until
-from lab.conftest import HIGHEST_VNI, Twins, Wide
+from lab.cloud import Lab, captured, concurrently, until
+from lab.shared import HIGHEST_VNI, Twins, Wide
 
 VXLAN = f"udp port 4789 and udp[12:4] = {HIGHEST_VNI << 8:#x}"
 """Packets on the underlay that carry the VNI of `wide`: it is in the upper three bytes of the second word of VXLAN."""
@@ -210,6 +210,3 @@ def test_dhcp_is_answered_from_the_own_vpc_only(lab: Lab, twins: Twins) -> None:
         facts = dict(line.split("=", 1) for line in text.splitlines())
         assert facts["serverid"] == "10.60.0.2" and facts["router"] == "10.60.0.1" and facts["dns"] == "10.60.0.2"
         assert facts["mtu"] == "1450" and facts["ip"] == guest.ip
-
-
-__all__ = ["Guest"]

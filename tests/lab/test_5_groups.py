@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from lab.cloud import Guest, Lab, until
-from lab.conftest import Twins, Wide
+from lab.shared import Twins, Wide
 
 pytestmark = pytest.mark.usefixtures("serving")
 

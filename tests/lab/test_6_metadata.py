@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.cloud import Guest, Lab, until
-from lab.conftest import Twins, Wide
+from lab.shared import Twins, Wide
 
 BASE = "http://169.254.169.254/latest/meta-data"
 SCRIPT = "#!/bin/sh\necho $(hostname) >> /root/ran\necho said on the console\n"

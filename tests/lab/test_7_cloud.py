@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lab.cloud import Lab
-from lab.conftest import Wide
+from lab.shared import Wide
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def tenant(lab: Lab) -> dict[str, str]:
     """The environment of an ordinary account."""
     lab.ok("account", "create", "acme")
     secret = lab.json("token", "create", "acme-laptop", "--account", "acme")["secret"]
-    lab.ok("context", "add", "acme", "--url", lab.client.context.url, "--token", secret, "--no-use")
+    lab.ok("context", "add", "acme", "--url", lab.context.url, "--token", secret, "--no-use")
     return {"SCLOUD_CONTEXT": "acme"}
 
 

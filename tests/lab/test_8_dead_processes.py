@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.cloud import Guest, Lab, Pinging, until
-from lab.conftest import Figures, Wide
+from lab.cloud import Lab, Pinging, until
+from lab.shared import Figures, Wide
 from scloud.model.errors import CloudError
 
 CROWD = 20
@@ -23,7 +23,7 @@ OUTAGE_S = 8.0
 def _create_and_perhaps_delete(lab: Lab, name: str, stays: bool) -> str:
     """One user's work, who is patient: a client of their own. The VM's id."""
     spec = {"image": "blank", "memory_mib": 128, "nics": [{"subnet": "default"}]}
-    with lab.everyone() as client:
+    with lab.own_client() as client:
         answer = client.post("/vms", {"name": name, "spec": spec})
         if stays:
             client.finish(answer["operation"]["id"], timeout=150.0)
@@ -191,6 +191,3 @@ def test_all_engines_of_a_node_killed_at_once(lab: Lab, wide: Wide, figures: Fig
     assert {guest.name: guest.boot_id() for guest in (wide.a1, wide.a3)} == boots
     for engine in ("libvirtd", "dnsmasq"):
         _works(lab, wide, engine)
-
-
-__all__ = ["Guest"]

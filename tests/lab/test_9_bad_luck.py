@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.cloud import Guest, Lab, Pinging, Refused, concurrently, until
-from lab.conftest import Figures, Twins, Wide
+from lab.shared import Figures, Twins, Wide
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def test_a_nodes_disk_is_full(lab: Lab, wide: Wide) -> None:
         disk = lab.json("disk", "create", "filler", "--size", "200M")
         lab.ok("disk", "attach", "filler", "cramped")
         device = guest.device_of(disk["id"])
-        guest.background(f"dd if=/dev/urandom of=/dev/{device} bs=1M oflag=direct; echo $? > /tmp/dd")
+        guest.background(f"yes | dd of=/dev/{device} bs=1M conv=fsync")
         status = lab.wait_state("cramped", "error", seconds=60.0)["status"]
         assert "paused" in status["reason"] and "free space" in status["reason"], status
         subprocess.run([*command, "mount", "-o", "remount,size=600m", str(disks)], check=True)
