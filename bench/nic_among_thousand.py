@@ -78,7 +78,7 @@ def _add_nics(client: Client, root: Path, ports: int, runs: int) -> list[float]:
     spare = [f"spare-{number}" for number in range(runs)]
     operations += [client.request("POST", "/vms", {"name": name, "spec": spec}) for name in spare]
     for answer in operations:
-        client.wait(answer["operation"]["id"], timeout_s=600)
+        client.wait(answer["operation"]["id"])
     seconds = []
     for number, name in enumerate(spare):
         ask = {"name": f"one-more-{number}", "spec": {"subnet": "big", "vm": name}}
@@ -205,7 +205,6 @@ class Ovn:
             "ovn-controller",
             f"unix:{folder}/db.sock",
             f"--pidfile={folder}/oc.pid",
-            f"--unixctl={folder}/oc.ctl",
             "--detach",
             f"--log-file={folder}/oc.log",
             env=env,
@@ -259,26 +258,10 @@ class Ovn:
         """Seconds until one more port is in every chassis's flows and up."""
         space = self.spaces[number % NODES]
         begun = time.perf_counter()
-        self.nb(
-            "lsp-add",
-            "big",
-            f"p{number}",
-            "--",
-            "lsp-set-addresses",
-            f"p{number}",
-            _address(number),
-            "--",
-            "add",
-            "port_group",
-            "members",
-            "ports",
-            "@new",
-            "--",
-            "--id=@new",
-            "get",
-            "logical_switch_port",
-            f"p{number}",
-        )
+        port = f"p{number}"
+        self.nb("lsp-add", "big", port, "--", "lsp-set-addresses", port, _address(number))
+        uuid = self.nb("get", "logical_switch_port", port, "_uuid").strip()
+        self.nb("add", "port_group", "members", "ports", uuid)
         self.vs(space, *_interface(number))
         self.nb("--timeout=60", "wait-until", "logical_switch_port", f"p{number}", "up=true")
         self.nb("--wait=hv", "--timeout=60", "sync")
