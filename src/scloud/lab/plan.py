@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import os
 from pathlib import Path
 
 import orjson
@@ -15,9 +13,9 @@ from scloud.agent.config import AgentConfig, Underlay
 from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.node.command import run
-from scloud.node.layout import Layout
+from scloud.node.layout import DEFAULT_LAB_ROOT, Layout, tag
 from scloud.node.sandbox import Sandbox
-from scloud.setup.manager import Endpoints, free_port
+from scloud.setup.manager import Endpoints, free_port, own_port
 
 MAX_NODES = 64
 _FIRST_HOST = 10
@@ -48,8 +46,6 @@ class LabPlan(Value):
     @property
     def context(self) -> str:
         """The name of the lab's context: `lab`, with a suffix if it is not the usual one."""
-        from scloud.node.layout import DEFAULT_LAB_ROOT
-
         return "lab" if self.root == DEFAULT_LAB_ROOT else f"lab-{tag(self.root)}"
 
     @property
@@ -96,11 +92,6 @@ class LabPlan(Value):
         fresh.replace(self.root / "lab.json")
 
 
-def tag(root: Path) -> str:
-    """Six characters that tell labs apart."""
-    return hashlib.sha256(os.fsencode(root)).hexdigest()[:6]
-
-
 def source() -> str:
     """Where our own code lies."""
     return str(Path(scloud.__file__).parent)
@@ -108,9 +99,11 @@ def source() -> str:
 
 def new_plan(root: Path, count: int, boot: str) -> LabPlan:
     """A plan for `count` nodes, with a network and ports that are free on this machine."""
-    management = free_network()
-    host = str(management[1])
-    endpoints = Endpoints(api=f"127.0.0.1:{free_port('127.0.0.1', API_PORT)}", link=f"{host}:{LINK_PORT}")
+    usual = root == DEFAULT_LAB_ROOT
+    # Labs that are started at the same moment must not find the same network and port free.
+    management = free_network(0 if usual else int(tag(root), 16))
+    port = free_port("127.0.0.1", API_PORT if usual else own_port(root))
+    endpoints = Endpoints(api=f"127.0.0.1:{port}", link=f"{management[1]}:{LINK_PORT}")
     nodes = tuple(f"n{number}" for number in range(1, count + 1))
     return LabPlan(root=root, nodes=nodes, management=str(management), endpoints=endpoints, source=source(), boot=boot)
 
@@ -131,8 +124,8 @@ def need_plan(root: Path) -> LabPlan:
     return plan
 
 
-def free_network() -> ipaddress.IPv4Network:
-    """The first of 10.98.0.0/24, 10.98.1.0/24, ... that this machine neither has nor routes."""
+def free_network(first: int = 0) -> ipaddress.IPv4Network:
+    """One of 10.98.0.0/24, 10.98.1.0/24, ... that this machine neither has nor routes; tried from `first` on."""
     routes = orjson.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]))
     taken = []
     for route in routes:
@@ -140,7 +133,7 @@ def free_network() -> ipaddress.IPv4Network:
         if text != "default":
             taken.append(ipaddress.IPv4Network(text, strict=False))
     for number in range(256):
-        network = ipaddress.IPv4Network(f"10.98.{number}.0/24")
+        network = ipaddress.IPv4Network(f"10.98.{(first + number) % 256}.0/24")
         if not any(network.overlaps(other) for other in taken):
             return network
     raise CloudError(ErrorKind.UNAVAILABLE, "every network of 10.98.0.0/16 is in use on this machine")

@@ -14,11 +14,11 @@ from scloud.client.contexts import Context
 from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import boot_id
 from scloud.lab import wires
-from scloud.lab.plan import MAX_NODES, LabPlan, new_plan, read_plan, source, tag
+from scloud.lab.plan import MAX_NODES, LabPlan, new_plan, read_plan, source
 from scloud.lab.status import node_state
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.node.keeping import set_units, start_keeper
-from scloud.node.layout import DEFAULT_LAB_ROOT, Layout
+from scloud.node.layout import DEFAULT_LAB_ROOT, Layout, tag
 from scloud.node.stopping import clear
 from scloud.setup import defaults, host, manager
 from scloud.setup.down import forget

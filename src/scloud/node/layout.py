@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,11 @@ def cloud_root() -> Path:
 def lab_root() -> Path:
     """The root of `scloud lab`: SCLOUD_LAB_ROOT, or the default."""
     return Path(os.environ.get("SCLOUD_LAB_ROOT") or DEFAULT_LAB_ROOT).absolute()
+
+
+def tag(root: Path) -> str:
+    """Six hexadecimal digits that tell the clouds of one machine apart."""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:6]
 
 
 class Unit(Value):

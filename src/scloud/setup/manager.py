@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import httpx
 import orjson
@@ -17,7 +18,7 @@ from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.node.keep import ask
 from scloud.node.keeping import set_units
-from scloud.node.layout import Layout
+from scloud.node.layout import Layout, tag
 
 READY_TIMEOUT_S = 60.0
 _LOOK_S = 5.0
@@ -59,6 +60,11 @@ def free_port(host: str, first: int) -> int:
                 continue
             return port
     raise CloudError(ErrorKind.UNAVAILABLE, f"no port from {first} to {first + 999} is free on {host}")
+
+
+def own_port(root: Path) -> int:
+    """Where to begin to look for a port of a cloud that has not the usual root."""
+    return 20000 + int(tag(root), 16) % 10000
 
 
 def start_manager(layout: Layout, endpoints: Endpoints) -> bool:

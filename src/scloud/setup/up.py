@@ -12,7 +12,7 @@ from rich.console import Console
 from scloud.agent.config import AgentConfig, load_config, save_config
 from scloud.client.http import Client
 from scloud.node.keeping import set_units, start_keeper
-from scloud.node.layout import Layout
+from scloud.node.layout import DEFAULT_ROOT, Layout
 from scloud.node.sandbox import Sandbox
 from scloud.setup import defaults, host, manager
 from scloud.setup.enrol import enrol, enrolled, join_token, wait_nodes
@@ -80,8 +80,10 @@ def choose_endpoints(layout: Layout) -> Endpoints:
         return known
     address = host.primary_address()
     if known is None:
-        api = f"127.0.0.1:{manager.free_port('127.0.0.1', API_PORT)}"
-        chosen = Endpoints(api=api, link=f"{address}:{manager.free_port(address, LINK_PORT)}")
+        usual = layout.root == DEFAULT_ROOT
+        api = manager.free_port("127.0.0.1", API_PORT if usual else manager.own_port(layout.root))
+        link = manager.free_port(address, LINK_PORT if usual else api + 1)
+        chosen = Endpoints(api=f"127.0.0.1:{api}", link=f"{address}:{link}")
     else:
         chosen = Endpoints(api=known.api, link=f"{address}:{known.link.rpartition(':')[2]}")
     manager.write_endpoints(layout, chosen)
