@@ -212,7 +212,8 @@ def test_qemu_that_dies_again_and_again_is_left_in_error(lab: Lab, blank: str) -
     made = json.loads(lab.ok("api", "POST", "/vms", json.dumps({"name": "frail", "spec": spec})))
     lab.client.finish(made["operation"]["id"], timeout=60.0)
     for restarts in range(3):
-        # Only what has been seen to run can die: a QEMU killed while it starts is a start that failed, and is tried anew.
+        # Only what has been seen to run can die: a QEMU killed while it starts is a start that failed,
+        # and is tried anew.
         until(lambda n=restarts: _restarted(lab, "frail", n), f"it runs, restarted {restarts} times", 60.0)
         lab.kill(_alive(lab, "frail"))
     status = lab.wait_state("frail", "error")["status"]
