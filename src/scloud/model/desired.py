@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scloud.model.base import Value
+from scloud.model.snapshots import DiskLimits
 from scloud.model.specs import StoredRule
 
 
@@ -56,6 +57,11 @@ class DesiredPort(Value):
     absent: bool = False
 
 
+class DesiredSnapshot(Value):
+    id: str
+    absent: bool = False
+
+
 class DesiredDisk(Value):
     """`incarnation` counts rebuilds: another number means the bytes are to be made anew from `image`."""
 
@@ -66,6 +72,82 @@ class DesiredDisk(Value):
     image: str | None
     image_sha256: str | None
     incarnation: int = 0
+    absent: bool = False
+    pool: str | None = None
+    """The pool's id; None is the node's local storage."""
+    origin: tuple[str, str] | None = None
+    """(disk, snapshot) of the same pool whose bytes it begins with, instead of an image's."""
+    snapshots: tuple[DesiredSnapshot, ...] = ()
+    rollbacks: int = 0
+    """A number higher than the one last carried out asks for one more, to `rollback_to`."""
+    rollback_to: str | None = None
+    limits: DiskLimits = DiskLimits()
+    flattened: bool = False
+
+
+class StorePool(Value):
+    """A pool this node may use. `data_name` is where an erasure-coded pool has its data."""
+
+    id: str
+    name: str
+    data_name: str | None = None
+
+
+class MonDaemon(Value):
+    """`name` is the monitor's id in the cluster, `address` IP:PORT."""
+
+    type: Literal["mon"] = "mon"
+    name: str
+    address: str
+
+
+class MgrDaemon(Value):
+    type: Literal["mgr"] = "mgr"
+    name: str
+    key: str
+
+
+class OsdDaemon(Value):
+    """`uuid` is the device's for ever; the OSD's number is asked of the cluster with it. `key` is its cephx secret.
+
+    With `size_mib` the path is a sparse file, made if it is not there. `crush` is its place, such as
+    {"root": "default", "rack": "r1", "host": "n1"}. `absent`: stopped, its bytes wiped.
+    """
+
+    type: Literal["osd"] = "osd"
+    uuid: str
+    key: str
+    path: str
+    size_mib: int | None = None
+    media: str
+    crush: dict[str, str]
+    absent: bool = False
+
+
+class DesiredStore(Value):
+    """A node's part in one storage cluster: how to reach it, what of it may be used, and the daemons to run here.
+
+    The id is CLUSTER.NODE. `initial_monitors` are (name, IP:PORT) of all that form the first quorum; `mon_key` is the
+    secret of `mon.`, given to nodes with a monitor only; `bootstrap_key` that of client.bootstrap-osd.
+    """
+
+    kind: Literal["store"] = "store"
+    id: str
+    generation: int
+    cluster: str
+    fsid: str
+    mon_host: str
+    client: str
+    """cephx name of this node without `client.`; `client_key` is empty until the cluster has it."""
+    client_key: str = ""
+    pools: tuple[StorePool, ...] = ()
+    first_port: int = 0
+    initial_monitors: tuple[tuple[str, str], ...] = ()
+    mon_key: str = ""
+    admin_key: str = ""
+    """Only for the first start of a monitor: it puts client.admin into the new cluster."""
+    bootstrap_key: str = ""
+    daemons: tuple[Annotated[MonDaemon | MgrDaemon | OsdDaemon, Field(discriminator="type")], ...] = ()
     absent: bool = False
 
 
@@ -98,10 +180,10 @@ class DesiredVm(Value):
 
 
 DesiredObject = Annotated[
-    DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm, Field(discriminator="kind")
+    DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm | DesiredStore, Field(discriminator="kind")
 ]
 
 
-def key_of(item: DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm) -> str:
+def key_of(item: DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm | DesiredStore) -> str:
     """`kind/id`, the name of the object in messages, journals and reports."""
     return f"{item.kind}/{item.id}"

@@ -18,6 +18,10 @@ class Kind(StrEnum):
     NIC = "nic"
     DISK = "disk"
     VM = "vm"
+    STORAGE_CLUSTER = "storage-cluster"
+    POOL = "pool"
+    DISK_TYPE = "disk-type"
+    SNAPSHOT = "snapshot"
 
 
 PREFIX: dict[Kind, str] = {
@@ -33,12 +37,16 @@ PREFIX: dict[Kind, str] = {
     Kind.NIC: "nic",
     Kind.DISK: "dsk",
     Kind.VM: "vm",
+    Kind.STORAGE_CLUSTER: "stc",
+    Kind.POOL: "pol",
+    Kind.DISK_TYPE: "dty",
+    Kind.SNAPSHOT: "snp",
 }
 OPERATION_PREFIX = "op"
 EVENT_PREFIX = "ev"
 TOKEN_PREFIX = "tok"
 
-ADMIN_KINDS = frozenset({Kind.ACCOUNT, Kind.CLUSTER, Kind.NODE})
+ADMIN_KINDS = frozenset({Kind.ACCOUNT, Kind.CLUSTER, Kind.NODE, Kind.STORAGE_CLUSTER, Kind.POOL})
 """Kinds that only an administrator sees."""
 
 
@@ -56,6 +64,8 @@ class State(StrEnum):
     DELETING = "deleting"
     ERROR = "error"
     UNKNOWN = "unknown"
+    # disks only: deleted, and kept for a while so that it can be had back
+    TRASHED = "trashed"
     # nodes only
     JOINING = "joining"
     DOWN = "down"

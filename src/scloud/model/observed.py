@@ -49,6 +49,10 @@ class Observed(Value):
     restarts: int = 0
     guest_stopped: bool = False
     """The guest powered itself off (or obeyed an ACPI request): its owner decides whether it starts again."""
+    snapshots: tuple[tuple[str, int], ...] | None = None
+    """Of a disk: (id, MiB) of each snapshot there is."""
+    osds: dict[str, int] | None = None
+    """Of a store: the number of each OSD that has one, by its device's uuid."""
 
 
 class VmFigures(Value):
@@ -74,3 +78,7 @@ class Inventory(Value):
     ports: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
     flow_owners: tuple[str, ...] = ()
+    daemons: tuple[str, ...] = ()
+    """Storage daemons, as CLUSTER/TYPE.NAME."""
+    pool_disks: tuple[str, ...] = ()
+    """`disk/ID` and `snapshot/ID` of shared pools that this node can see, and `image/ID` of bases."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scloud.model.base import Value
 from scloud.model.kinds import Kind
+from scloud.model.snapshots import SnapshotSpec, SnapshotStatus
 from scloud.model.specs import (
     AccountSpec,
     ClusterSpec,
@@ -19,6 +20,7 @@ from scloud.model.specs import (
     VpcSpec,
 )
 from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, NodeStatus, Status, VmStatus
+from scloud.model.storage import DiskTypeSpec, PoolSpec, PoolStatus, StorageClusterSpec, StorageClusterStatus
 
 SPEC: dict[Kind, type[Value]] = {
     Kind.ACCOUNT: AccountSpec,
@@ -33,6 +35,10 @@ SPEC: dict[Kind, type[Value]] = {
     Kind.NIC: NicSpec,
     Kind.DISK: DiskSpec,
     Kind.VM: VmSpec,
+    Kind.STORAGE_CLUSTER: StorageClusterSpec,
+    Kind.POOL: PoolSpec,
+    Kind.DISK_TYPE: DiskTypeSpec,
+    Kind.SNAPSHOT: SnapshotSpec,
 }
 _STATUS: dict[Kind, type[Status]] = {
     Kind.NODE: NodeStatus,
@@ -40,6 +46,9 @@ _STATUS: dict[Kind, type[Status]] = {
     Kind.NIC: NicStatus,
     Kind.DISK: DiskStatus,
     Kind.VM: VmStatus,
+    Kind.STORAGE_CLUSTER: StorageClusterStatus,
+    Kind.POOL: PoolStatus,
+    Kind.SNAPSHOT: SnapshotStatus,
 }
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from scloud.model.base import Value
 from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni, worded
+from scloud.model.snapshots import DiskLimits, SnapshotSchedule
 
 Id = Annotated[str, StringConstraints(max_length=32)]
 UserData = Annotated[
@@ -182,6 +183,21 @@ class DiskSpec(Value):
     """System disks live and die with their VM."""
     rebuilds: int = 0
     """How often the disk was made anew from its image; part of its identity on the node."""
+    type: str | None = None
+    """The disk type's name when it was made."""
+    pool: Id | None = None
+    """None is the local storage of the node it is on."""
+    snapshot: Id | None = None
+    """The snapshot it was made from, in the same pool."""
+    limits: DiskLimits = DiskLimits()
+    schedule: SnapshotSchedule | None = None
+    rollbacks: int = 0
+    """How often it was rolled back; the last time to `rollback_to`."""
+    rollback_to: Id | None = None
+    flattened: bool = False
+    """It is to depend on no image or snapshot any more."""
+    purge_at: float | None = None
+    """While it is in the trash: when its bytes will be deleted, seconds since 1970."""
 
 
 class VmSpec(Value):

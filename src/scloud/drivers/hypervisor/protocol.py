@@ -10,15 +10,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal, Protocol
 
+from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
+from scloud.model.snapshots import DiskLimits
 
 
 class DiskSource(Value):
     """Where a disk's bytes are. The hypervisor uses it as `raw`: no format is ever guessed."""
 
     disk: str
-    path: Path
+    place: Place
     read_only: bool = False
+    limits: DiskLimits = DiskLimits()
 
 
 class NicDevice(Value):
@@ -82,6 +85,19 @@ class DomainFigures(Value):
     resident_mib: int | None
 
 
+class DiskFigures(Value):
+    """Cumulative since the domain started; times in nanoseconds are the sums over all requests."""
+
+    disk: str
+    reads: int
+    writes: int
+    read_bytes: int
+    written_bytes: int
+    read_ns: int
+    write_ns: int
+    flush_ns: int
+
+
 class Hypervisor(Protocol):
     """Domains are found by the id stamped into their metadata, never by name."""
 
@@ -117,6 +133,14 @@ class Hypervisor(Protocol):
 
     async def grow_disk(self, vm: str, disk: str, size_mib: int) -> None:
         """Tell a running guest that its disk has grown."""
+        ...
+
+    async def limit_disk(self, vm: str, disk: str, limits: DiskLimits) -> None:
+        """What a running guest may do with its disk from now on."""
+        ...
+
+    async def disk_figures(self, vm: str) -> list[DiskFigures]:
+        """Of each disk of a running domain."""
         ...
 
     async def attach_nic(self, vm: str, nic: NicDevice) -> None: ...

@@ -1,32 +1,73 @@
 """What the agent asks of a storage backend. Sizes are MiB; all disks are thin and raw.
 
-Failures are `CloudError(ENGINE)`, a full backend `CloudError(NO_CAPACITY)`, an unknown disk `CloudError(NOT_FOUND)`;
-`delete` of what is not there succeeds.
+Failures are `CloudError(ENGINE)`, a full backend `CloudError(NO_CAPACITY)`, an unknown disk or snapshot
+`CloudError(NOT_FOUND)`, a snapshot that disks were made from `CloudError(IN_USE)`; `delete` and `delete_snapshot` of
+what is not there succeed. Every call may be cancelled, and repeated: it then goes on where it was, or begins anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
+from scloud.model.snapshots import DiskLimits
 
 
 class DiskFacts(Value):
-    """`incarnation` is the number the disk was made with; `used_mib` is what it really occupies."""
+    """`incarnation` is the number the disk was made with; `used_mib` is what it really occupies.
+
+    `rolled_back` is the number of the last roll back that was carried out. `origin` is what it still depends on: an
+    image (`image/ID`) or a snapshot (`snapshot/ID`).
+    """
 
     disk: str
     size_mib: int
     used_mib: int
     incarnation: int = 0
+    snapshots: tuple[tuple[str, int], ...] = ()
+    """(id, size in MiB when it was taken) of each, oldest first."""
+    rolled_back: int = 0
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FromImage:
+    """Begin with an image's bytes. `file` is the raw file, which may be None where `has_image` says so."""
+
+    image: str
+    file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromSnapshot:
+    """Begin with the bytes of another disk's snapshot in the same backend."""
+
+    disk: str
+    snapshot: str
+
+
+Source = FromImage | FromSnapshot
 
 
 class Storage(Protocol):
-    async def create(self, disk: str, size_mib: int, source: Path | None, incarnation: int = 0) -> None:
-        """Make a disk, from a raw file's bytes or empty.
+    """One pool: the node's local folder, or a pool of a storage cluster that other nodes use too."""
+
+    shared: bool
+    """Whether other nodes see the same disks."""
+
+    async def has_image(self, image: str) -> bool:
+        """Whether disks can be made from an image without its file."""
+        ...
+
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+        """Make a disk, from a source's bytes or empty.
 
         All or nothing: a crash in the middle leaves no disk. Making what exists with the same incarnation changes
-        nothing; with another one the bytes are made anew.
+        nothing; with another one the bytes are made anew (`IN_USE` if disks were made from its snapshots).
         """
         ...
 
@@ -34,16 +75,69 @@ class Storage(Protocol):
         """Grow; asking for less than it has is `CloudError(INVALID)`."""
         ...
 
-    async def delete(self, disk: str) -> None: ...
+    async def delete(self, disk: str) -> None:
+        """With its snapshots; `IN_USE` if disks were made from one of them."""
+        ...
 
     async def show(self, disk: str) -> DiskFacts | None: ...
 
     async def disks(self) -> list[DiskFacts]: ...
 
-    async def locate(self, disk: str) -> Path:
+    async def locate(self, disk: str) -> Place:
         """Where the hypervisor finds it."""
         ...
 
     async def free_mib(self) -> tuple[int, int]:
         """(free, total)."""
         ...
+
+    # --- snapshots
+
+    async def snapshot(self, disk: str, snapshot: str) -> None:
+        """Keep the bytes as they are now; one that exists is left as it is. Consistent as after a power cut."""
+        ...
+
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None: ...
+
+    async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
+        """Bring back a snapshot's bytes and size, and note `number`; nothing to do if that number was noted already.
+
+        The disk must not be open anywhere.
+        """
+        ...
+
+    async def flatten(self, disk: str) -> None:
+        """Make it depend on no image or snapshot."""
+        ...
+
+    async def limit(self, disk: str, limits: DiskLimits) -> None:
+        """For whoever opens it from now on; what has it open is told by the hypervisor."""
+        ...
+
+    # --- bytes in and out
+
+    def export(self, disk: str, snapshot: str, since: str | None) -> AsyncIterator[tuple[int, bytes | int]]:
+        """A snapshot's bytes as (offset, data) or (offset, length of zeros); with `since`, an older snapshot of the
+        same disk, only what has changed from it. What is not told is unchanged, or zeros without `since`."""
+        ...
+
+    async def restore(self, disk: str, extents: AsyncIterator[tuple[int, bytes | int]]) -> None:
+        """Write such extents into a disk that nobody has open."""
+        ...
+
+    # --- who is writing
+
+    async def fence(self, node: str) -> None:
+        """Cut a node off from everything in this pool's cluster, for good: what it still sends is refused.
+
+        Returns when nothing of it can be written any more. A backend that only the node itself uses has nothing to do.
+        """
+        ...
+
+    async def is_fenced(self, node: str) -> bool: ...
+
+    async def unfence(self, node: str) -> None:
+        """Let it back in, once whatever ran there is known to be gone."""
+        ...
+
+    async def close(self) -> None: ...
