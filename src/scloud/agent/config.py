@@ -32,6 +32,8 @@ class AgentConfig(Value):
     root: Path
     manager: Annotated[str, StringConstraints(pattern=r"^[^\s]+:\d{1,5}$")]
     tunnel_ip: Ipv4
+    storage_ip: Ipv4 | None = None
+    """Where storage daemons listen; None is the address from which the manager is reached. Not one on `br-phy`."""
     underlay: Underlay | None = None
     datapath: Literal["system", "netdev"] = "netdev"
     mtu: Annotated[int, Field(ge=576, le=9000)] = 1500 - VXLAN_OVERHEAD

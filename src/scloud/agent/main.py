@@ -155,11 +155,25 @@ async def node_facts(config: AgentConfig, accelerator: Accelerator, storage: Loc
         architecture=platform.machine(),
         capacity=capacity(total),
         tunnel_ip=config.tunnel_ip,
+        storage_ip=storage_address(config),
         accelerator=accelerator,
         agent_version=__version__,
         datapath=config.datapath,
         boot_id=boot_id(),
     )
+
+
+def storage_address(config: AgentConfig) -> str:
+    """Where this node's storage daemons listen; the tunnels' address if the manager cannot be reached at all."""
+    if config.storage_ip is not None:
+        return config.storage_ip
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: it only chooses the route and with it our address.
+            probe.connect(address_of(config.manager))
+        except OSError:
+            return config.tunnel_ip
+        return str(probe.getsockname()[0])
 
 
 def take_lock(path: Path) -> int:

@@ -27,6 +27,7 @@ def arrived(tx: Tx, node: str, facts: NodeFacts) -> None:
             "state": State.READY,
             "reason": "",
             "tunnel_ip": facts.tunnel_ip,
+            "storage_ip": facts.storage_ip,
             "address": facts.hostname,
             "architecture": facts.architecture,
             "capacity": facts.capacity,

@@ -9,7 +9,8 @@ from scloud.model.statuses import Accelerator, Capacity
 
 
 class NodeFacts(Value):
-    """Sent once per connection. `tunnel_ip` is where other nodes send this node's VXLAN."""
+    """Sent once per connection. `tunnel_ip` is where other nodes send this node's VXLAN, `storage_ip` where its storage
+    daemons listen."""
 
     hostname: str
     architecture: str
@@ -19,6 +20,7 @@ class NodeFacts(Value):
     agent_version: str
     datapath: str
     boot_id: str
+    storage_ip: str = ""
 
 
 class NodeLoad(Value):

@@ -32,6 +32,8 @@ class Accelerator(Value):
 class NodeStatus(Status):
     address: str = ""
     tunnel_ip: str = ""
+    storage_ip: str = ""
+    """Where the node's storage daemons listen: never on the switch's bridge."""
     architecture: str = ""
     capacity: Capacity = Capacity()
     accelerator: Accelerator | None = None
