@@ -198,6 +198,8 @@ class DiskSpec(Value):
     """It is to depend on no image or snapshot any more."""
     purge_at: float | None = None
     """While it is in the trash: when its bytes will be deleted, seconds since 1970."""
+    former_name: str | None = None
+    """While it is in the trash: what it was called."""
 
 
 class VmSpec(Value):

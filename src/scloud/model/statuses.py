@@ -57,6 +57,16 @@ class DiskStatus(Status):
     used_mib: int | None = None
     device: str | None = None
     observed_generation: int = 0
+    told: bool = False
+    """Of a shared pool: some node was told to make it, so there may be bytes."""
+    held: bool = False
+    """Of a shared pool: a VM on its node may have it open, so no other node may be told of it."""
+    importing: bool = False
+    """Bytes are being streamed into it, or that broke off: it cannot be attached until an import has ended."""
+    imported: str | None = None
+    """The snapshot whose bytes it has from an import, as long as nobody can have written to it since."""
+    next_snapshot_at: float | None = None
+    """When its schedule is due, seconds since 1970."""
 
 
 class NicStatus(Status):

@@ -60,4 +60,12 @@ def anti_affinity(node: NodeSnapshot, request: Request) -> str | None:
     return None
 
 
-FILTERS: tuple[Filter, ...] = (pinned, alive, not_cordoned, architecture, cpus, memory, disk, anti_affinity)
+def reaches_pools(node: NodeSnapshot, request: Request) -> str | None:
+    if request.reachable_from is not None and node.id not in request.reachable_from:
+        return "is not a node of the storage cluster that has its disks"
+    return None
+
+
+FILTERS: tuple[Filter, ...] = (
+    *(pinned, alive, not_cordoned, architecture, reaches_pools, cpus, memory, disk, anti_affinity),
+)

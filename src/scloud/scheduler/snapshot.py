@@ -27,7 +27,10 @@ class NodeSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One VM to place. `account_vms` and `group_vms` count, by node, the VMs to keep away from."""
+    """One VM to place. `account_vms` and `group_vms` count, by node, the VMs to keep away from.
+
+    `reachable_from` are the nodes that reach the pools of its disks; None is all.
+    """
 
     cpus: int
     memory_mib: int
@@ -37,6 +40,7 @@ class Request:
     account_vms: Mapping[str, int] = field(default_factory=dict)
     group_vms: Mapping[str, int] = field(default_factory=dict)
     group_hard: bool = False
+    reachable_from: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
