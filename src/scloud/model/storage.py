@@ -55,6 +55,12 @@ class Device(Value):
     media: Media = Media.SSD
     uuid: str = ""
     out: bool = False
+    drained: bool = False
+    """Nothing needs it any more: its daemon is stopped and its bytes are wiped, then it is forgotten."""
+    replace_path: DevicePath | None = None
+    """Where a new, empty OSD begins once this one is gone; None if it only goes."""
+    operation: str = ""
+    """The operation that waits for it to be there, or gone."""
 
 
 class StorageClusterSpec(Value):
@@ -73,6 +79,12 @@ class StorageClusterSpec(Value):
     recovery_profile: RecoveryProfile = RecoveryProfile.CLIENT
     maintenance: tuple[Id, ...] = ()
     """Nodes whose OSDs are to stay `in` while they are down (noout)."""
+    leaving: tuple[Id, ...] = ()
+    """Nodes that are taken out once their devices are gone."""
+    repairs: tuple[str, ...] = ()
+    """Inconsistent placement groups to be repaired."""
+    scrubs: tuple[str, ...] = ()
+    """Names of pools inside the cluster to be deep-scrubbed now."""
     scrub_begin_hour: Annotated[int, Field(ge=0, le=23)] = 0
     scrub_end_hour: Annotated[int, Field(ge=0, le=24)] = 0
     deep_scrub_days: Annotated[int, Field(ge=1, le=365)] = 7
@@ -114,6 +126,8 @@ class OsdStatus(Value):
     total_mib: int = 0
     commit_ms: float = 0.0
     pgs: int = 0
+    place: dict[str, str] = {}
+    """Where it is in the CRUSH tree: datacenter, rack and host, as far as they are there."""
 
 
 class Recovery(Value):
@@ -136,6 +150,8 @@ class StorageClusterStatus(Status):
     placement_groups: dict[str, int] = {}
     """How many are in each state, such as `active+clean`."""
     inconsistent: tuple[str, ...] = ()
+    inconsistent_objects: dict[str, tuple[str, ...]] = {}
+    """What the cluster's log tells of them, by placement group."""
     recovery: Recovery = Recovery()
     removing: dict[str, str] = {}
     """What is being removed, and how far that is."""
