@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -142,4 +154,20 @@ counter = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("value", Integer, nullable=False),
+)
+
+secret = Table(
+    "secret",
+    metadata,
+    Column("owner", String(32), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+sample = Table(
+    "sample",
+    metadata,
+    Column("owner", String(32), primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("used_mib", BigInteger, nullable=False),
 )
