@@ -10,16 +10,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from scloud.controllers import render
+from scloud.controllers.storage.render import stores
 from scloud.link.digest import digest_of
-from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredVm, DesiredVpc
+from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredStore, DesiredVm, DesiredVpc
 from scloud.model.kinds import Kind
-from scloud.model.specs import DiskSpec, NicSpec
+from scloud.model.specs import DiskSpec, NicSpec, NodeSpec
 from scloud.model.statuses import ImageStatus, NodeStatus
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, children, find_many
 
-AnyDesired = DesiredVm | DesiredDisk | DesiredPort | DesiredVpc | DesiredGroup
-RENDERED = (Kind.NODE, Kind.IMAGE, Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP, Kind.NIC, Kind.DISK, Kind.VM)
+AnyDesired = DesiredVm | DesiredDisk | DesiredPort | DesiredVpc | DesiredGroup | DesiredStore
+RENDERED = (
+    *(Kind.NODE, Kind.STORAGE_CLUSTER, Kind.POOL),
+    *(Kind.IMAGE, Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP, Kind.NIC, Kind.DISK, Kind.VM),
+)
 """Kinds that matter to nodes, in an order in which each finds what it builds upon."""
 
 
@@ -35,13 +39,15 @@ class Directory:
         self._vm_nics: defaultdict[str, set[str]] = defaultdict(set)
         self._disk_vm: dict[str, str] = {}
         self._nic: dict[str, tuple[Resource, NicSpec]] = {}
-        self._placed: defaultdict[str, set[str]] = defaultdict(set)  # node -> vm/ and disk/ keys
+        self._placed: defaultdict[str, set[str]] = defaultdict(set)  # node -> vm/, disk/ and store/ keys
         self._node_of: dict[str, str] = {}
         self._vpc_ports: defaultdict[str, set[str]] = defaultdict(set)
         self._vpc_nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._group_nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._node_vpcs: defaultdict[str, set[str]] = defaultdict(set)
         self._node_groups: defaultdict[str, set[str]] = defaultdict(set)
+        self._stores: dict[str, set[str]] = {}  # storage cluster -> nodes that are told of it
+        self._sites: dict[str, tuple[str, str]] = {}  # node -> what a storage cluster is told of it
         self.changed: set[tuple[str, str]] = set()
 
     # --- questions
@@ -52,7 +58,7 @@ class Directory:
         if entry is None:
             return None
         item = entry[0]
-        if isinstance(item, DesiredVm | DesiredDisk):
+        if isinstance(item, DesiredVm | DesiredDisk | DesiredStore):
             wanted = self._node_of.get(key) == node
         elif isinstance(item, DesiredPort):
             wanted = node in self._vpc_nodes[item.vpc] and item.node_id is not None
@@ -119,6 +125,12 @@ class Directory:
         match row.kind:
             case Kind.NODE:
                 self._put_node(row)
+                self._put_site(tx, row)
+            case Kind.STORAGE_CLUSTER:
+                self._put_stores(tx, row)
+            case Kind.POOL:
+                if row.parent:
+                    self._refresh_stores(tx, row.parent)
             case Kind.IMAGE:
                 self._image_sha[row.id] = row.status_as(ImageStatus).sha256
             case Kind.VPC:
@@ -142,6 +154,34 @@ class Directory:
             for nic, _spec in list(self._nic.values()):
                 if nic.node == row.id:
                     self._put_nic(nic)
+
+    def _put_site(self, tx: Tx, row: Resource) -> None:
+        """A node's labels and address matter to the storage clusters it is part of."""
+        site = (row.status_as(NodeStatus).storage_ip, repr(sorted(row.spec_as(NodeSpec).labels.items())))
+        if self._sites.get(row.id) != site:
+            self._sites[row.id] = site
+            for cluster in [id for id, nodes in self._stores.items() if row.id in nodes]:
+                self._refresh_stores(tx, cluster)
+
+    def _refresh_stores(self, tx: Tx, cluster: str) -> None:
+        row = find_many(tx, [cluster]).get(cluster)
+        if row is not None:
+            self._put_stores(tx, row)
+
+    def _put_stores(self, tx: Tx, row: Resource) -> None:
+        wanted = stores(tx, row)
+        self._drop_stores(row.id, keep=set(wanted))
+        self._stores[row.id] = set(wanted)
+        for node, item in wanted.items():
+            key = f"store/{item.id}"
+            self._place(key, node)
+            self._set(key, item)
+
+    def _drop_stores(self, cluster: str, keep: set[str]) -> None:
+        for node in self._stores.pop(cluster, set()) - keep:
+            key = f"store/{cluster}.{node}"
+            self._place(key, None)
+            self._drop(key)
 
     def _put_vm(self, row: Resource) -> None:
         before = self._vm_row.get(row.id)
@@ -276,6 +316,11 @@ class Directory:
                         self._refresh_vpc(tx, key.partition("/")[2])
             case Kind.NODE:
                 self._tunnel_ip.pop(id, None)
+                self._sites.pop(id, None)
+                for cluster in [cluster for cluster, nodes in self._stores.items() if id in nodes]:
+                    self._refresh_stores(tx, cluster)
+            case Kind.STORAGE_CLUSTER:
+                self._drop_stores(id, keep=set())
             case Kind.IMAGE:
                 self._image_sha.pop(id, None)
 
@@ -311,7 +356,7 @@ class Directory:
         if entry is None:
             return
         item = entry[0]
-        if isinstance(item, DesiredVm | DesiredDisk):
+        if isinstance(item, DesiredVm | DesiredDisk | DesiredStore):
             node = self._node_of.get(key)
             if node is not None:
                 self.changed.add((node, key))

@@ -247,6 +247,8 @@ class Store:
 def open_sqlite(path: Path, *, clock: Callable[[], float], rng: random.Random | None = None) -> Store:
     """The embedded database in a file, made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.chmod(0o600)  # keys of storage clusters are in it; its log gets the same mode
     return Store(f"sqlite:///{path}", clock=clock, rng=rng)
 
 
