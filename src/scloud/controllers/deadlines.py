@@ -34,9 +34,15 @@ def _node_name(tx: Tx, row: Resource) -> str:
     return node.name if node else "its node"
 
 
+def _place(tx: Tx, row: Resource) -> Resource:
+    """What has the node that is waited for: of a snapshot its disk."""
+    return (find(tx, row.parent, gone=True) or row) if row.kind == Kind.SNAPSHOT and row.parent else row
+
+
 def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:
-    name = _node_name(tx, row)
-    waiting = "has not finished removing it" if row.node in connected else "does not answer"
+    place = _place(tx, row)
+    name = _node_name(tx, place)
+    waiting = "has not finished removing it" if place.node in connected else "does not answer"
     finishing.bury(
         tx, row, f"deleted; {name} {waiting}: what is left there is removed when it can be, its addresses stay reserved"
     )
@@ -46,8 +52,9 @@ def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
     kind = Kind(row.kind)
     status = row.status_as(status_type(kind))
     seconds = op.deadline_at - op.created_at
-    if row.node is not None and row.node not in connected:
-        why = f"{_node_name(tx, row)} does not answer; it will be done if the node returns"
+    place = _place(tx, row)
+    if place.node is not None and place.node not in connected:
+        why = f"{_node_name(tx, place)} does not answer; it will be done if the node returns"
     else:
         why = f"last heard: {status.reason or op.message}"
     reason = f"{op.action} did not finish within {seconds:.0f} s; {why}"

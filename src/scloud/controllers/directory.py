@@ -143,7 +143,7 @@ class Directory:
             case Kind.NIC:
                 self._put_nic(row)
             case Kind.DISK:
-                self._put_disk(row)
+                self._put_disk(tx, row)
             case Kind.VM:
                 self._put_vm(row)
 
@@ -201,7 +201,7 @@ class Directory:
         else:
             self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
 
-    def _put_disk(self, row: Resource) -> None:
+    def _put_disk(self, tx: Tx, row: Resource) -> None:
         spec = row.spec_as(DiskSpec)
         key = f"disk/{row.id}"
         old_vm = self._disk_vm.pop(row.id, None)
@@ -217,7 +217,9 @@ class Directory:
         if row.node is None:
             self._drop(key)
         else:
-            self._set(key, render.disk(row, spec, sha))
+            snapshots = children(tx, Kind.SNAPSHOT, row.id, gone=True)
+            origin = find_many(tx, [spec.snapshot]).get(spec.snapshot) if spec.snapshot else None
+            self._set(key, render.disk(row, spec, sha, snapshots, origin))
         if spec.vm is not None and attached:
             self._render_vm(spec.vm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scloud.controllers import serving
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import Kind, State
@@ -11,7 +12,7 @@ from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.store import nodes, operations
 from scloud.store.database import Tx
 from scloud.store.operations import OperationState
-from scloud.store.resources import Resource, find, referred_to, remove, save, unrefer, using
+from scloud.store.resources import Resource, children, find, referred_to, remove, save, unrefer, using
 
 
 def complete(tx: Tx, row: Resource, generation: int, message: str = "done") -> None:
@@ -76,9 +77,12 @@ def _after_child(tx: Tx, child: Resource, vm_id: str | None) -> None:
 
 
 def finish_disk_deletion(tx: Tx, disk: Resource) -> None:
+    """Its bytes are gone, and those of its snapshots with them."""
     spec = disk.spec_as(DiskSpec)
-    if disk.node is not None:
-        nodes.promise(tx, disk.node, disk_mib=-spec.size_mib)
+    serving.promise(tx, spec, disk.node, -spec.size_mib)
+    for snapshot in children(tx, Kind.SNAPSHOT, disk.id, gone=True):
+        complete_deletion(tx, snapshot)
+        remove(tx, snapshot)
     complete_deletion(tx, disk)
     remove(tx, disk)
     _after_child(tx, disk, spec.vm)
@@ -99,9 +103,18 @@ def finish_nic_removal(tx: Tx, nic: Resource) -> None:
         complete(tx, nic, nic.generation)
 
 
-def begin_vm_deletion(tx: Tx, vm: Resource) -> None:
-    """Mark a VM and what it owns as leaving, and let go of what it only uses."""
+def begin_vm_deletion(tx: Tx, vm: Resource, keep_disks_until: float | None = None) -> None:
+    """Mark a VM and what it owns as leaving, and let go of what it only uses.
+
+    With a time (seconds since 1970) its system disk waits in the trash until then instead of going with it.
+    """
     reason = "being deleted"
+    if keep_disks_until is not None:
+        for row in owned(tx, vm):
+            if row.kind == Kind.DISK and row.state != State.DELETING:
+                unrefer(tx, row.id, vm.id, "vm")
+                spec = row.spec_as(DiskSpec).model_copy(update={"vm": None, "system": False})
+                into_trash(tx, save(tx, row, spec=spec, parent=None), keep_disks_until)
     own = {row.id for row in owned(tx, vm)}
     for row in using(tx, vm.id, "vm"):
         if row.id in own:
@@ -128,6 +141,17 @@ def detach_nic(tx: Tx, nic: Resource) -> Resource:
     return save(tx, nic, spec=spec, status=status)
 
 
+def into_trash(tx: Tx, disk: Resource, purge_at: float) -> Resource:
+    """Its name is free from now on; its bytes are kept until `purge_at`, seconds since 1970."""
+    spec = disk.spec_as(DiskSpec).model_copy(update={"purge_at": purge_at, "former_name": disk.name})
+    update = {"state": State.TRASHED, "reason": "in the trash; `scloud disk restore` has it back", "device": None}
+    status = disk.status_as(DiskStatus).model_copy(update=update)
+    for op in operations.open_for(tx, disk.id):
+        operations.end(tx, op, OperationState.CANCELLED, f"disk '{disk.name}' was deleted")
+    operations.enqueue(tx, f"trash/{disk.id}", delay=max(purge_at - tx.now, 0.0))
+    return save(tx, disk, spec=spec, status=status, name=disk.id)
+
+
 def leave(tx: Tx, row: Resource, reason: str) -> None:
     """Into `deleting`; what is on no node is gone at once."""
     if row.state != State.DELETING:
@@ -135,7 +159,9 @@ def leave(tx: Tx, row: Resource, reason: str) -> None:
         status = row.status_as(status_type(kind)).model_copy(update={"state": State.DELETING, "reason": reason})
         row = save(tx, row, status=status, spec=row.spec_as(SPEC[kind]))
     if row.node is None:
-        if row.kind == Kind.DISK:
+        if row.kind == Kind.DISK and row.status_as(DiskStatus).told:
+            serving.serve(tx, row)
+        elif row.kind == Kind.DISK:
             finish_disk_deletion(tx, row)
         elif row.kind == Kind.NIC:
             finish_nic_removal(tx, row)
@@ -152,11 +178,19 @@ def bury(tx: Tx, row: Resource, reason: str) -> None:
     if row.gone:
         return
     operations.record(tx, row, "warning", reason)
-    save(tx, row, name=row.id, gone=True)
+    _hide(tx, row)
     if row.kind == Kind.VM:
         for child in owned(tx, row):
             complete_deletion(tx, child, reason)
-            save(tx, child, name=child.id, gone=True)
+            _hide(tx, child)
+
+
+def _hide(tx: Tx, row: Resource) -> None:
+    save(tx, row, name=row.id, gone=True)
+    if row.kind == Kind.DISK:
+        for snapshot in children(tx, Kind.SNAPSHOT, row.id):
+            complete_deletion(tx, snapshot)
+            save(tx, snapshot, name=snapshot.id, gone=True)
 
 
 def bury_network(tx: Tx, row: Resource) -> bool:
@@ -191,11 +225,20 @@ def lost_with_node(tx: Tx, row: Resource) -> None:
             finish_vm_deletion(tx, vm)
             return
         reason = "its node was removed as lost, and its local disk with it; delete it, or rebuild it on another node"
+        if all(disk.spec_as(DiskSpec).pool for disk in owned(tx, vm) if disk.kind == Kind.DISK):
+            reason = "its node was removed as lost; start it, and it runs on another node with its disks as they are"
         status = vm.status_as(VmStatus).model_copy(update={"state": State.ERROR, "reason": reason, "node": None})
         operations.record(tx, vm, "error", reason)
         save(tx, vm, status=status)
     elif row.kind == Kind.DISK:
         spec = row.spec_as(DiskSpec)
+        if spec.pool is not None:
+            lost = row.node
+            status_shared = row.status_as(DiskStatus).model_copy(update={"held": False, "node": None})
+            row = save(tx, row, node=None, status=status_shared)
+            if not spec.system or row.gone or row.state == State.DELETING:
+                serving.serve(tx, row, without=lost)
+            return
         if row.gone or row.state == State.DELETING:
             finish_disk_deletion(tx, save(tx, row, node=None))
             return

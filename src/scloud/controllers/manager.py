@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from scloud.controllers import deadlines, node_state, reports
+from scloud.controllers import deadlines, node_state, reports, serving, snapshot_schedule, trash
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.network_wait import NetworkWait
@@ -29,6 +29,8 @@ from scloud.store.operations import WorkItem
 from scloud.store.resources import find
 
 log = logging.getLogger(__name__)
+IN_DATABASE = {str(Kind.DISK): serving.work, "trash": trash.work, "schedule": snapshot_schedule.work}
+"""Work that is a transaction and nothing else."""
 
 
 class Manager:
@@ -203,6 +205,9 @@ class Manager:
         kind, _, id = item.key.partition("/")
         try:
             done = True
+            if kind in IN_DATABASE:
+                await self.store.write(lambda tx: self._in_database(tx, item, IN_DATABASE[kind]))
+                return
             if kind == Kind.IMAGE:
                 await self.importer.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
@@ -216,6 +221,11 @@ class Manager:
             log.exception("work on %s failed; it is tried again", item.key)
             delay = min(60.0, 0.5 * 2 ** min(item.attempts, 8))
             await self.store.write(lambda tx: operations.retry(tx, item, delay=delay))
+
+    @staticmethod
+    def _in_database(tx: Tx, item: WorkItem, work: Callable[[Tx, str], None]) -> None:
+        work(tx, item.key.partition("/")[2])
+        operations.finish(tx, item)
 
     # --- nodes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from scloud.controllers import reports
+from scloud.controllers import reports, serving
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import NodeFacts
 from scloud.model.statuses import NodeStatus
@@ -40,6 +40,8 @@ def arrived(tx: Tx, node: str, facts: NodeFacts) -> None:
     if old.state != State.READY:
         operations.record(tx, row, "info", "connected")
     save(tx, row, status=new, observed_generation=row.generation)
+    if old.state != State.READY:
+        serving.node_back(tx)
     for op in operations.open_for(tx, row.id):
         if op.action == "node.create":
             operations.end(tx, op, operations.OperationState.DONE, "joined")
@@ -57,6 +59,7 @@ def lost(tx: Tx, node: str, since_s: float) -> None:
     save(tx, row, status=status.model_copy(update={"state": State.DOWN, "reason": reason}))
     operations.record(tx, row, "error", reason)
     reports.node_lost(tx, row, reason)
+    serving.node_gone(tx, row.id)
 
 
 def ready_nodes(tx: Tx) -> list[str]:

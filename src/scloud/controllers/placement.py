@@ -5,10 +5,10 @@ Because what nodes have promised is read and raised in one transaction of the on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from scloud.controllers import finishing
+from scloud.controllers import finishing, serving
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
@@ -81,6 +81,7 @@ def request_for(
     exclude: str | None = None,
     account_vms: Mapping[str, int] | None = None,
     architecture: str | None = None,
+    pools: Iterable[str] = (),
 ) -> Request:
     """What the scheduler is asked, with where the account's and the group's VMs are now."""
     group_vms: dict[str, int] = {}
@@ -101,7 +102,14 @@ def request_for(
         account_vms=usage.vms_by_account(tx, account) if account_vms is None else account_vms,
         group_vms=group_vms,
         group_hard=hard,
+        reachable_from=reachable_from(tx, pools),
     )
+
+
+def reachable_from(tx: Tx, pools: Iterable[str]) -> frozenset[str] | None:
+    """The nodes that reach all of these pools; None if there are none to reach."""
+    nodes = [serving.reaching(tx, pool) for pool in sorted(set(pools))]
+    return frozenset.intersection(*nodes) if nodes else None
 
 
 def architecture_of(tx: Tx, image: str) -> str:
@@ -146,17 +154,21 @@ class Batch:
         tx = self._tx
         spec = vm.spec_as(VmSpec)
         disks, nics = attached(tx, vm)
-        where = {disk.node for disk in disks if disk.node is not None}
+        specs = {disk.id: disk.spec_as(DiskSpec) for disk in disks}
+        local = [disk for disk in disks if specs[disk.id].pool is None]
+        pools = {pool for disk in specs.values() if (pool := disk.pool) is not None}
+        where = {disk.node for disk in local if disk.node is not None}
         if len(where | ({spec.node} - {None})) > 1:
-            return self._refuse(vm, self._apart(disks, spec.node))
+            return self._refuse(vm, self._apart(local, spec.node))
         pinned = spec.model_copy(update={"node": min(where)}) if where else spec
-        disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in disks if disk.node is None)
+        disk_mib = sum(specs[disk.id].size_mib for disk in local if disk.node is None)
         counts = self._accounts.get(vm.account)
         if counts is None:
             counts = self._accounts[vm.account] = usage.vms_by_account(tx, vm.account)
         if spec.image not in self._architectures:
             self._architectures[spec.image] = architecture_of(tx, spec.image)
-        request = request_for(tx, vm.account, pinned, disk_mib, vm.id, counts, self._architectures[spec.image])
+        architecture = self._architectures[spec.image]
+        request = request_for(tx, vm.account, pinned, disk_mib, vm.id, counts, architecture, pools)
         node = self._choose(request)
         if node is None:
             return self._refuse(vm, f"no node can take it: {place(self._nodes, request).explain()}")
@@ -195,9 +207,11 @@ def settle(tx: Tx, vm: Resource, node: str, node_name: str, disks: list[Resource
     """Write a VM's node onto it and all that is attached to it."""
     status = vm.status_as(VmStatus)
     state = State.CREATING if status.observed_generation == 0 else State.STARTING
-    save(tx, vm, node=node, status=status.model_copy(update={"state": state, "reason": "", "node": node_name}))
+    placed = save(tx, vm, node=node, status=status.model_copy(update={"state": state, "reason": "", "node": node_name}))
     for disk in disks:
-        if disk.node is None:
+        if disk.spec_as(DiskSpec).pool is not None:
+            serving.to_vm(tx, disk, placed)
+        elif disk.node is None:
             old = disk.status_as(DiskStatus)
             save(
                 tx,

@@ -9,6 +9,7 @@ from scloud.model.desired import (
     DesiredDisk,
     DesiredGroup,
     DesiredPort,
+    DesiredSnapshot,
     DesiredSubnet,
     DesiredVm,
     DesiredVpc,
@@ -56,7 +57,14 @@ def vm(row: Resource, disks: Sequence[tuple[str, bool]], nics: Sequence[str]) ->
     )
 
 
-def disk(row: Resource, spec: DiskSpec, image_sha256: str | None) -> DesiredDisk:
+def disk(
+    row: Resource,
+    spec: DiskSpec,
+    image_sha256: str | None,
+    snapshots: Sequence[Resource] = (),
+    origin: Resource | None = None,
+) -> DesiredDisk:
+    """`snapshots` are the disk's own, `origin` is the one that it was made from."""
     return DesiredDisk(
         id=row.id,
         generation=row.generation,
@@ -65,6 +73,13 @@ def disk(row: Resource, spec: DiskSpec, image_sha256: str | None) -> DesiredDisk
         image_sha256=image_sha256,
         incarnation=spec.rebuilds,
         absent=leaving(row),
+        pool=spec.pool,
+        origin=(origin.parent, origin.id) if origin is not None and origin.parent else None,
+        snapshots=tuple(DesiredSnapshot(id=item.id, absent=leaving(item)) for item in snapshots),
+        rollbacks=spec.rollbacks,
+        rollback_to=spec.rollback_to,
+        limits=spec.limits,
+        flattened=spec.flattened,
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import finishing
+from scloud.controllers import finishing, serving, snapshots
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.observed import Observed
 from scloud.model.registry import status_type
-from scloud.model.specs import NicSpec, VmSpec
+from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, find_many, on_node, save
+from scloud.store.resources import Resource, find_many, on_node, save, unrefer
 
 KIND_OF_KEY = {"vm": Kind.VM, "disk": Kind.DISK, "port": Kind.NIC}
 
@@ -110,15 +110,34 @@ def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
     old = row.status_as(DiskStatus)
     settled = item.settled and item.generation >= row.generation
     state = State.ERROR if item.state == "error" else State.READY if settled else old.state
+    kept = old.state == State.TRASHED or old.importing
+    if kept:
+        state = old.state
     new = old.model_copy(
         update={
             "state": state,
-            "reason": item.reason,
+            "reason": old.reason if kept else item.reason,
             "used_mib": item.used_mib if item.used_mib is not None else old.used_mib,
             "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
         }
     )
     _write(tx, row, old, new, item, waited_for)
+    snapshots.observe(tx, row, item)
+    if settled and item.state == "ready":
+        _as_wanted(tx, row)
+
+
+def _as_wanted(tx: Tx, row: Resource) -> None:
+    """The disk is as it is asked for now, and no VM has it open that is not to have it."""
+    disk = find_many(tx, [row.id]).get(row.id)
+    if disk is None:
+        return
+    spec = disk.spec_as(DiskSpec)
+    if spec.flattened:
+        unrefer(tx, disk.id, role="snapshot")
+        unrefer(tx, disk.id, role="image")
+    if spec.pool is not None:
+        serving.released(tx, disk)
 
 
 def _port(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:

@@ -71,7 +71,8 @@ class Session:
                 await self._send_some()
 
     async def _send_some(self) -> None:
-        keys = sorted(itertools.islice(self._dirty, MAX_MESSAGE_OBJECTS))
+        # Disks and VMs go in one message: a node that says nobody has a disk open has heard whose it was last.
+        keys = sorted(self._dirty, key=lambda key: (key.startswith(NETWORK_KINDS), key))[:MAX_MESSAGE_OBJECTS]
         self._dirty.difference_update(keys)
         items, drops = [], []
         for key in keys:

@@ -15,6 +15,8 @@ class Settings(Value):
     event_days: float = 30.0
     operation_days: float = 30.0
     idempotency_hours: float = 24.0
+    trash_hours: float = 24.0
+    """How long a deleted disk of a shared pool can be had back."""
 
 
 ACTION_SECONDS: dict[str, float] = {
@@ -26,6 +28,11 @@ ACTION_SECONDS: dict[str, float] = {
     "vm.rebuild": 300.0,
     "image.import": 3600.0,
     "disk.create": 60.0,
+    "disk.rollback": 300.0,
+    "disk.flatten": 3600.0,
+    "disk.import": 86400.0,
+    "disk.move": 86400.0,
+    "snapshot.create": 120.0,
 }
 DEFAULT_SECONDS = 60.0
 
