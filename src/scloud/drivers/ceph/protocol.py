@@ -28,8 +28,8 @@ class CephControl(Protocol):
     async def command(
         self, access: Access, target: str, command: dict[str, Any], data: bytes = b"", timeout_s: float = 30.0
     ) -> Any:
-        """Send a command (`{"prefix": "osd tree", ...}`) to `mon`, `mgr`, `osd.N` or `pg.ID`; its JSON answer, or the text
-        where it is not JSON. `NOT_FOUND`, `CONFLICT`, `IN_USE`, `INVALID` for ENOENT, EEXIST, EBUSY, EINVAL."""
+        """Send a command (`{"prefix": "osd tree", ...}`) to `mon`, `mgr`, `osd.N` or `pg.ID`; its JSON answer, or the
+        text where it is not JSON. `NOT_FOUND`, `CONFLICT`, `IN_USE`, `INVALID` for ENOENT, EEXIST, EBUSY, EINVAL."""
         ...
 
     async def close(self) -> None: ...
@@ -51,13 +51,22 @@ class CephDaemons(Protocol):
     async def ensure(self, store: DesiredStore) -> dict[str, int]:
         """Make and start what the store's daemons say, stop what it does not name, write the client's files.
 
-        Returns the number of each OSD by its device's uuid. Does all it can before it fails with the first error.
+        Returns the number of each OSD by its device's uuid. Does all it can before it fails with the worst error;
+        `UNAVAILABLE` while nothing is wrong but that others, which it names, are not there yet.
         A daemon that runs with the same configuration is left alone.
         """
         ...
 
     async def remove(self, store: DesiredStore) -> None:
         """Stop all of it, wipe its devices and delete its files."""
+        ...
+
+    async def numbers(self, store: DesiredStore) -> dict[str, int]:
+        """The number of each OSD of the store that has one, by its device's uuid; asks nobody but this node."""
+        ...
+
+    async def died(self, cluster: str) -> str:
+        """Return the name of a daemon of the cluster as soon as one that was started does not run."""
         ...
 
     async def daemons(self) -> list[DaemonFacts]: ...
