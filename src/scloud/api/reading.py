@@ -13,6 +13,8 @@ from scloud.model.kinds import ADMIN_KINDS, Kind
 from scloud.store.database import Tx
 from scloud.store.resources import SYSTEM, Resource, find, get, page
 
+SHARED = (Kind.IMAGE, Kind.DISK_TYPE)
+"""Kinds of which every account sees the system's too."""
 COLLECTION: dict[Kind, str] = {kind: f"{kind.value}s" for kind in Kind}
 
 
@@ -31,7 +33,7 @@ def fetch(tx: Tx, kind: Kind, ref: str, caller: Caller) -> Resource:
         row = find(tx, ref) if caller.admin else None
         if row is not None and row.kind == kind:
             return row
-        if kind is Kind.IMAGE:
+        if kind in SHARED:
             return get(tx, kind, ref, SYSTEM)
         raise
 
@@ -43,7 +45,14 @@ def owner_for(tx: Tx, kind: Kind, ref: str, caller: Caller) -> str:
 
 
 def list_page(
-    tx: Tx, kind: Kind, caller: Caller, all_accounts: bool, limit: int, cursor: str | None, filters: dict[str, Any]
+    tx: Tx,
+    kind: Kind,
+    caller: Caller,
+    all_accounts: bool,
+    limit: int,
+    cursor: str | None,
+    filters: dict[str, Any],
+    without: dict[str, Any] | None = None,
 ) -> bytes | dict[str, Any]:
     wanted = {name: value for name, value in filters.items() if value is not None}
     if kind in ADMIN_KINDS:
@@ -51,9 +60,9 @@ def list_page(
         scope: str | list[str] | None = SYSTEM
     else:
         scope = caller.scope(all_accounts)
-        if kind is Kind.IMAGE and scope is not None:
+        if kind in SHARED and scope is not None:
             scope = [scope, SYSTEM]
-    rows, following = page(tx, kind, scope, limit=limit, after=cursor, filters=wanted)
+    rows, following = page(tx, kind, scope, limit=limit, after=cursor, filters=wanted, without=without)
     return {"items": [row.public() for row in rows], "next": following}
 
 

@@ -9,10 +9,13 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 
 from scloud.api.context import AdminDep, Context, ContextDep, IdempotencyKey, accepted, begin, begin_and_end, write
+from scloud.api.intents import storage_pools
 from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
 from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
+from scloud.api.storage_schemas import NodePatch
 from scloud.controllers import finishing
+from scloud.controllers.storage.members import forget_node
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
@@ -20,7 +23,7 @@ from scloud.model.statuses import NodeStatus, Status
 from scloud.store import nodes as usage
 from scloud.store import operations, tokens
 from scloud.store.database import Tx
-from scloud.store.resources import SYSTEM, create, get, on_node, refer, refuse_if_used, remove, save
+from scloud.store.resources import SYSTEM, create, get, on_node, refer, refuse_if_used, remove, save, using
 
 nodes = router_for(Kind.NODE)
 add_reading(nodes, Kind.NODE)
@@ -99,6 +102,19 @@ def _cordon(tx: Tx, ref: str, cordoned: bool) -> dict[str, object]:
     return accepted(begin_and_end(tx, action, row), row)
 
 
+@nodes.patch("/{ref}", status_code=202, response_model=Accepted)
+async def change_node(ref: RefPath, body: NodePatch, context: ContextDep, admin: AdminDep) -> Response:
+    """Its labels, all of them. `rack` and `datacenter` say where it stands; storage clusters follow."""
+
+    def change(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.NODE, ref, SYSTEM)
+        storage_pools.check_labels(tx, row, body.spec.labels)
+        row = save(tx, row, spec=row.spec_as(NodeSpec).model_copy(update={"labels": body.spec.labels}))
+        return accepted(begin_and_end(tx, "node.update", row), row)
+
+    return await write(context, admin, change)
+
+
 @nodes.delete("/{ref}", status_code=202, response_model=Accepted)
 async def remove_node(
     ref: RefPath,
@@ -114,19 +130,21 @@ async def remove_node(
         row = get(tx, Kind.NODE, ref, SYSTEM)
         held = [item for kind in (Kind.VM, Kind.DISK, Kind.NIC) for item in on_node(tx, kind, row.id)]
         users = [f"{item.kind} {item.name}" for item in held if item.kind != Kind.NIC and not item.gone]
+        users += [f"storage-cluster {item.name}" for item in using(tx, row.id, "store") if not item.gone]
         if users and not force:
             raise CloudError(
                 ErrorKind.IN_USE,
                 f"node '{row.name}' has {', '.join(users[:5])}; delete them, or use force if the node is lost",
                 users=users,
             )
-        if row.id in context.manager.sessions and held:
+        if row.id in context.manager.sessions and (held or users):
             raise CloudError(
                 ErrorKind.CONFLICT, f"node '{row.name}' is alive; stop its agent before you declare it lost"
             )
         op = begin(tx, "node.delete", row)
         for item in held:
             finishing.lost_with_node(tx, item)
+        forget_node(tx, row.id)
         usage.forget(tx, row.id)
         tokens.revoke_all(tx, row.id)
         ended = operations.end(tx, op, operations.OperationState.DONE, "removed")

@@ -1,0 +1,81 @@
+"""Who does what in a storage cluster when nodes come and go."""
+
+from __future__ import annotations
+
+from scloud.controllers.storage import rows
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import DiskSpec
+from scloud.model.storage import StorageClusterSpec
+from scloud.reconcile.ceph import layout
+from scloud.store import secrets
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, all_of, on_node, save, unrefer
+
+
+def staffed(tx: Tx, cluster: str, spec: StorageClusterSpec) -> StorageClusterSpec:
+    """Monitors and managers for the nodes there are now: those that stay keep their part, the missing are added."""
+    if spec.mode != "deployed":
+        return spec
+    sites = rows.sites_of(tx, tuple(node for node in spec.nodes if node not in spec.leaving))
+    addresses = dict(zip(spec.monitors, layout.addresses_in(spec.mon_host), strict=True))
+    monitors = _kept(spec.monitors, sites, [site.id for site in layout.choose_monitors(list(sites.values()))])
+    managers = _kept(spec.managers, sites, [site.id for site in layout.choose_managers(list(sites.values()))])
+    known = secrets.secrets_of(tx, cluster)
+    for node in managers:
+        if rows.mgr_secret(node) not in known:
+            secrets.put(tx, cluster, rows.mgr_secret(node), secrets.cephx_key(tx))
+    entries = [addresses.get(node) or f"{sites[node].address}:{spec.first_port}" for node in monitors]
+    return spec.model_copy(
+        update={
+            "monitors": tuple(monitors),
+            "managers": tuple(managers),
+            "mon_host": ",".join(f"[v2:{entry}]" for entry in entries),
+        }
+    )
+
+
+def _kept(now: tuple[str, ...], sites: dict[str, layout.Site], chosen: list[str]) -> list[str]:
+    """As many as were chosen, those who have the part already first."""
+    stay = [node for node in now if node in sites]
+    return [*stay, *(node for node in chosen if node not in stay)][: len(chosen)]
+
+
+def refuse_serving(tx: Tx, row: Resource, node: Resource) -> None:
+    """IN_USE while VMs on the node have disks in this cluster's pools."""
+    pools = {pool.row.id for pool in rows.pools_of(tx, row.id)}
+    users = []
+    for disk in on_node(tx, Kind.DISK, node.id):
+        spec = disk.spec_as(DiskSpec)
+        if spec.pool in pools and spec.vm is not None and not disk.gone:
+            users.append(f"disk {disk.name}")
+    if users:
+        raise CloudError(
+            ErrorKind.IN_USE,
+            f"VMs on node '{node.name}' use {', '.join(users[:5])} of cluster '{row.name}'; move or stop them first",
+            users=users,
+        )
+
+
+def forget_node(tx: Tx, node: str) -> None:
+    """The node is no longer part of the cloud: what clusters had there is given up, and purged from them."""
+    for row in all_of(tx, Kind.STORAGE_CLUSTER, gone=True):
+        spec = row.spec_as(StorageClusterSpec)
+        if node not in spec.nodes:
+            continue
+        left = tuple(item for item in spec.nodes if item != node)
+        changed = spec.model_copy(
+            update={
+                "nodes": left,
+                "leaving": tuple(item for item in spec.leaving if item != node),
+                "maintenance": tuple(item for item in spec.maintenance if item != node),
+                "devices": tuple(
+                    device.model_copy(update={"out": True, "drained": True, "replace_path": None})
+                    if device.node == node
+                    else device
+                    for device in spec.devices
+                ),
+            }
+        )
+        unrefer(tx, row.id, node, "store")
+        save(tx, row, spec=staffed(tx, row.id, changed) if left and row.state != State.DELETING else changed)
