@@ -23,6 +23,7 @@ from scloud.drivers.hypervisor.protocol import (
     Hypervisor,
     NicDevice,
 )
+from scloud.drivers.storage.place import FilePlace
 from scloud.images import micro
 from scloud.model.errors import CloudError, ErrorKind
 
@@ -74,7 +75,7 @@ class FakeBench:
         return FakeHypervisor(self.host)
 
     def disk(self, disk: str) -> DiskSource:
-        return DiskSource(disk=disk, path=Path(f"/disks/{disk}"))
+        return DiskSource(disk=disk, place=FilePlace(path=Path(f"/disks/{disk}")))
 
     def nic(self, nic: str) -> NicDevice:
         return NicDevice(nic=nic, tap="tap0", mac="52:54:00:00:00:01", mtu=1450, offload=False)
@@ -126,7 +127,7 @@ class RealBench:
                 subprocess.run(["truncate", "-s", "16M", path], check=True)
             else:
                 subprocess.run(["cp", "--sparse=always", self._image, path], check=True)
-        return DiskSource(disk=disk, path=path)
+        return DiskSource(disk=disk, place=FilePlace(path=path))
 
     def nic(self, nic: str) -> NicDevice:
         self._taps += 1
@@ -327,7 +328,7 @@ async def test_bad_specs_are_refused_before_anything_happens(driver: Hypervisor,
         ({"memory_mib": 2048}, "memory_mib"),
         ({"disks": ()}, "disks"),
         ({"disks": spec.disks * 2}, "disks"),
-        ({"disks": (DiskSource(disk="a/b", path=spec.disks[0].path),)}, "disks"),
+        ({"disks": (DiskSource(disk="a/b", place=spec.disks[0].place),)}, "disks"),
         ({"console_socket": Path("/" + "x" * 120)}, "console_socket"),
         ({"name": "bell\a"}, "name"),
     ):

@@ -12,6 +12,7 @@ from hypervisor_rig import Console, Rig
 
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, NicDevice
+from scloud.drivers.storage.place import FilePlace
 from scloud.images import micro
 from scloud.images.nocloud import Seed, seed_image
 
@@ -86,7 +87,7 @@ def spec_for(rig: Rig, image: Path, *more: DiskSource) -> DomainSpec:
         max_cpus=2,
         memory_mib=192,
         max_memory_mib=512,
-        disks=(DiskSource(disk=SYSTEM, path=disk), *more),
+        disks=(DiskSource(disk=SYSTEM, place=FilePlace(path=disk)), *more),
         nics=(NicDevice(nic="nic-0123456789abcdef", tap="tap0", mac=MAC, mtu=1450, offload=True),),
         console_log=rig.scratch / "console.log",
         console_socket=rig.scratch / "console.sock",
@@ -114,7 +115,7 @@ async def test_nocloud_guest_from_boot_to_power_button(rig: Rig, image: Path, dr
     seed.write_bytes(
         seed_image(Seed(instance_id="i-one", hostname="web-1", keys=(key,), user_data=SCRIPT, macs=(MAC,)))
     )
-    spec = spec_for(rig, image, DiskSource(disk=f"{VM}-cidata", path=seed, read_only=True))
+    spec = spec_for(rig, image, DiskSource(disk=f"{VM}-cidata", place=FilePlace(path=seed), read_only=True))
     await driver.start(spec)
     console = await Console.open(spec.console_socket)
     await console.expect("user data speaks", 90)
@@ -139,7 +140,7 @@ async def test_nocloud_guest_from_boot_to_power_button(rig: Rig, image: Path, dr
     data = rig.scratch / "data.raw"
     rig.run("truncate", "-s", "16M", str(data))
     rig.make_tap("tap1")
-    await driver.attach_disk(VM, DiskSource(disk="dsk-0123456789abcdeg", path=data))
+    await driver.attach_disk(VM, DiskSource(disk="dsk-0123456789abcdeg", place=FilePlace(path=data)))
     nic = NicDevice(nic="nic-0123456789abcdeg", tap="tap1", mac="52:54:00:00:02:02", mtu=1450, offload=False)
     await driver.attach_nic(VM, nic)
     assert await driver.set_cpus(VM, 2)

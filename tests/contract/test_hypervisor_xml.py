@@ -24,13 +24,26 @@ from scloud.drivers.hypervisor.domain_xml import (
     view_of,
 )
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, NicDevice
+from scloud.drivers.storage.place import FilePlace, RbdPlace
+from scloud.model.snapshots import DiskLimits
 
 ids = st.text("0123456789abcdefghjkmnpqrstvwxyz", min_size=16, max_size=16)
 texts = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Cn")), min_size=1, max_size=30).filter(
     lambda text: text.strip() == text
 )
 paths = texts.map(lambda text: Path("/var/lib") / text.replace("/", "-"))
-disks = st.builds(DiskSource, disk=ids.map("dsk-{}".format), path=paths, read_only=st.booleans())
+names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True)
+places = st.builds(FilePlace, path=paths) | st.builds(
+    RbdPlace,
+    pool=names,
+    image=names,
+    monitors=st.just(("127.0.0.1:3300",)),
+    user=names,
+    secret=st.uuids().map(str),
+    conf=st.just(Path("/var/lib/ceph.conf")),
+)
+rates = st.builds(DiskLimits, iops=st.integers(0, 10**6), kib_per_s=st.integers(0, 10**6))
+disks = st.builds(DiskSource, disk=ids.map("dsk-{}".format), place=places, read_only=st.booleans(), limits=rates)
 macs = st.integers(0, 2**24 - 1).map(lambda n: f"52:54:00:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x}")
 nics = st.builds(
     NicDevice,
@@ -63,6 +76,11 @@ def specs(draw: st.DrawFn) -> DomainSpec:
 modes = st.lists(st.builds(DiskMode, block=st.booleans(), direct=st.booleans()), min_size=8, max_size=8)
 
 
+def name_of(disk: DiskSource) -> str:
+    place = disk.place
+    return str(place.path) if isinstance(place, FilePlace) else f"{place.pool}/{place.image}"
+
+
 def check_view(spec: DomainSpec, xml: str) -> None:
     view = view_of(xml)
     assert view is not None
@@ -81,7 +99,9 @@ def test_what_is_written_can_be_read_back(spec: DomainSpec, modes: list[DiskMode
     assert root.findtext("title") == spec.name
     for element, disk in zip(root.findall("devices/disk"), ordered_disks(spec.disks), strict=True):
         assert element.find("driver").attrib["type"] == "raw"  # type: ignore[union-attr]
-        assert list(element.find("source").attrib.values()) == [str(disk.path)]  # type: ignore[union-attr]
+        assert name_of(disk) in element.find("source").attrib.values()  # type: ignore[union-attr]
+        told = [int(element.findtext(f"iotune/{name}") or 0) for name in ("total_iops_sec", "total_bytes_sec")]
+        assert told == [disk.limits.iops, disk.limits.kib_per_s * 1024]
         assert element.findtext("serial") == disk.disk[-20:]
         assert (element.find("readonly") is not None) == disk.read_only
 

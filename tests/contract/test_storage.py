@@ -14,7 +14,7 @@ import pytest
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.fake import FakeDisk, FakeStorage
 from scloud.drivers.storage.local import LocalStorage
-from scloud.drivers.storage.protocol import DiskFacts, Storage
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, Storage
 from scloud.model.errors import CloudError, ErrorKind
 
 MIB = 1024 * 1024
@@ -135,7 +135,7 @@ async def test_an_empty_disk_is_thin_and_reads_as_zeros(bench: Bench) -> None:
 
 
 async def test_a_disk_has_its_images_bytes_and_holes(bench: Bench, image: Path) -> None:
-    await bench.storage.create("dsk-1", 20, image, incarnation=3)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image), incarnation=3)
     assert await bench.storage.show("dsk-1") == DiskFacts(disk="dsk-1", size_mib=20, used_mib=2, incarnation=3)
     assert bench.read("dsk-1", 0, MIB) == b"a" * MIB
     assert bench.read("dsk-1", MIB, 3 * MIB) == bytes(3 * MIB)
@@ -144,19 +144,19 @@ async def test_a_disk_has_its_images_bytes_and_holes(bench: Bench, image: Path) 
 
 
 async def test_making_it_again_with_the_same_incarnation_keeps_what_the_guest_wrote(bench: Bench, image: Path) -> None:
-    await bench.storage.create("dsk-1", 20, image)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image))
     bench.write("dsk-1", 10 * MIB, b"precious")
-    await bench.storage.create("dsk-1", 20, image)
-    await bench.restart().create("dsk-1", 20, image)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image))
+    await bench.restart().create("dsk-1", 20, FromImage("img", image))
     assert bench.read("dsk-1", 10 * MIB, 8) == b"precious"
 
 
 @pytest.mark.parametrize("incarnation", [0, 2, 10])
 async def test_another_incarnation_makes_the_bytes_anew(bench: Bench, image: Path, incarnation: int) -> None:
-    await bench.storage.create("dsk-1", 20, image, incarnation=1)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image), incarnation=1)
     before = await bench.storage.locate("dsk-1")
     bench.write("dsk-1", 0, b"written by a guest")
-    await bench.storage.create("dsk-1", 24, image, incarnation=incarnation)
+    await bench.storage.create("dsk-1", 24, FromImage("img", image), incarnation=incarnation)
     assert bench.read("dsk-1", 0, 18) == b"a" * 18
     facts = [DiskFacts(disk="dsk-1", size_mib=24, used_mib=2, incarnation=incarnation)]
     assert await bench.storage.disks() == facts
@@ -165,7 +165,7 @@ async def test_another_incarnation_makes_the_bytes_anew(bench: Bench, image: Pat
 
 
 async def test_disks_outlive_the_agent(bench: Bench, image: Path) -> None:
-    await bench.storage.create("dsk-2", 20, image, incarnation=7)
+    await bench.storage.create("dsk-2", 20, FromImage("img", image), incarnation=7)
     await bench.storage.create("dsk-1", 5, None)
     before = await bench.storage.disks()
     assert [facts.disk for facts in before] == ["dsk-1", "dsk-2"]
@@ -174,14 +174,14 @@ async def test_disks_outlive_the_agent(bench: Bench, image: Path) -> None:
 
 async def test_a_disk_smaller_than_its_image_is_refused(bench: Bench, image: Path) -> None:
     with pytest.raises(CloudError, match=r"at least the image's 8 MiB, not 7") as caught:
-        await bench.storage.create("dsk-1", 7, image)
+        await bench.storage.create("dsk-1", 7, FromImage("img", image))
     assert kind(caught) == ErrorKind.INVALID
     assert await bench.storage.disks() == []
 
 
 async def test_a_missing_image_is_named(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(CloudError, match=str(tmp_path / "gone.raw")) as caught:
-        await bench.storage.create("dsk-1", 7, tmp_path / "gone.raw")
+        await bench.storage.create("dsk-1", 7, FromImage("img", tmp_path / "gone.raw"))
     assert kind(caught) == ErrorKind.NOT_FOUND
     assert await bench.storage.show("dsk-1") is None
 
@@ -201,7 +201,7 @@ async def test_disks_grow_and_never_shrink(bench: Bench) -> None:
 
 async def test_delete_works_always(bench: Bench, image: Path) -> None:
     free = await bench.storage.free_mib()
-    await bench.storage.create("dsk-1", 20, image)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image))
     assert (await bench.storage.free_mib())[0] == free[0] - 2
     await bench.storage.delete("dsk-1")
     await bench.storage.delete("dsk-1")
@@ -222,7 +222,7 @@ async def test_unknown_disks_are_not_found(bench: Bench) -> None:
 async def test_what_does_not_fit_is_refused_with_what_is_free(bench: Bench, image: Path) -> None:
     bench.fill(leave_mib=1)
     with pytest.raises(CloudError, match=r"needs 2 MiB.* 1 .*64") as caught:
-        await bench.storage.create("dsk-1", 20, image)
+        await bench.storage.create("dsk-1", 20, FromImage("img", image))
     assert kind(caught) == ErrorKind.NO_CAPACITY
     assert await bench.storage.disks() == []
     assert (await bench.storage.free_mib())[0] == 1
@@ -230,11 +230,11 @@ async def test_what_does_not_fit_is_refused_with_what_is_free(bench: Bench, imag
 
 
 async def test_a_failed_rebuild_leaves_the_disk_as_it_was(bench: Bench, image: Path) -> None:
-    await bench.storage.create("dsk-1", 20, image)
+    await bench.storage.create("dsk-1", 20, FromImage("img", image))
     bench.write("dsk-1", 0, b"precious")
     bench.fill(leave_mib=1)
     with pytest.raises(CloudError):
-        await bench.storage.create("dsk-1", 20, image, incarnation=1)
+        await bench.storage.create("dsk-1", 20, FromImage("img", image), incarnation=1)
     facts = await bench.restart().show("dsk-1")
     assert facts is not None and facts.incarnation == 0
     assert bench.read("dsk-1", 0, 8) == b"precious"
@@ -243,7 +243,7 @@ async def test_a_failed_rebuild_leaves_the_disk_as_it_was(bench: Bench, image: P
 async def test_a_cancelled_making_leaves_nothing(bench: Bench, image: Path) -> None:
     free = await bench.storage.free_mib()
     bench.slow()
-    making = asyncio.create_task(bench.storage.create("dsk-1", 20, image))
+    making = asyncio.create_task(bench.storage.create("dsk-1", 20, FromImage("img", image)))
     while await bench.storage.free_mib() == free:
         await asyncio.sleep(0)
     making.cancel()
@@ -254,12 +254,12 @@ async def test_a_cancelled_making_leaves_nothing(bench: Bench, image: Path) -> N
 
 
 async def test_two_requests_for_one_disk_make_it_once(bench: Bench, image: Path) -> None:
-    await asyncio.gather(*(bench.storage.create("dsk-1", 20, image) for _ in range(8)))
+    await asyncio.gather(*(bench.storage.create("dsk-1", 20, FromImage("img", image)) for _ in range(8)))
     assert [facts.used_mib for facts in await bench.storage.disks()] == [2]
 
 
 async def test_many_disks_at_once(bench: Bench, image: Path) -> None:
     names = sorted(f"dsk-{number}" for number in range(20))
-    await asyncio.gather(*(bench.storage.create(name, 20, image) for name in names))
+    await asyncio.gather(*(bench.storage.create(name, 20, FromImage("img", image)) for name in names))
     assert [facts.disk for facts in await bench.storage.disks()] == names
     assert all(bench.read(name, 4 * MIB, MIB) == b"b" * MIB for name in names)

@@ -96,7 +96,7 @@ class Driver:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
-        if name == "events":
+        if name in ("events", "export", "set_secret", "shared"):
             return method
 
         async def call(*args: Any, **named: Any) -> Any:

@@ -11,15 +11,16 @@ from scloud.agent.deadlines import within
 from scloud.agent.figures import Figures
 from scloud.agent.journal import Journal
 from scloud.agent.network import Network
+from scloud.agent.stores import Stores
 from scloud.agent.streams import Streams
 from scloud.agent.vms import VmSettings
-from scloud.drivers.hypervisor.protocol import Hypervisor
+from scloud.drivers.hypervisor.protocol import DiskFigures, Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
-from scloud.drivers.storage.protocol import Storage
 from scloud.drivers.switch.protocol import Switch
 from scloud.flows.pipeline import PIPELINE_OWNER, cookie_of
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
 from scloud.model.observed import Inventory, VmFigures
+from scloud.reconcile.vm import SEED_SUFFIX
 
 MAX_LOG = 4 * 1024 * 1024
 Params = dict[str, Any]
@@ -32,7 +33,7 @@ class Calls:
         self,
         hypervisor: Hypervisor,
         switch: Switch,
-        storage: Storage,
+        stores: Stores,
         functions: NetworkFunctions,
         journal: Journal,
         network: Network,
@@ -42,7 +43,7 @@ class Calls:
     ) -> None:
         self._hypervisor = hypervisor
         self._switch = switch
-        self._storage = storage
+        self._stores = stores
         self._functions = functions
         self._journal = journal
         self._network = network
@@ -53,6 +54,7 @@ class Calls:
             "ping": self._ping,
             "inventory": self._inventory,
             "figures": self._get_figures,
+            "disk_figures": self._disk_figures,
             "console_log": self._console_log,
             "trace": self._trace,
             "open": self._open,
@@ -71,7 +73,7 @@ class Calls:
     async def _inventory(self, params: Params) -> Inventory:
         """What exists here and bears one of our stamps, wanted or not."""
         domains = await within("query", "listing the node's VMs", self._hypervisor.domains())
-        disks = await within("query", "listing the node's disks", self._storage.disks())
+        disks = await within("query", "listing the node's disks", self._stores.local.disks())
         ports = await within("query", "listing the switch's ports", self._switch.ports())
         vpcs = await within("query", "listing the VPCs' services", self._functions.vpcs())
         cookies = await within("flows", "counting the switch's flows", self._switch.flow_owners())
@@ -85,7 +87,26 @@ class Calls:
             ports=tuple(sorted(port.owner for port in ports)),
             namespaces=tuple(sorted(f"vpc/{vpc}" for vpc in vpcs)),
             flow_owners=tuple(sorted(owners)),
+            pool_disks=tuple(sorted(await self._pool_disks())),
         )
+
+    async def _pool_disks(self) -> set[str]:
+        """Of the pools that this node can reach; one that does not answer leaves the whole question unanswered, for
+        what it has would look as if it were gone."""
+        keys: set[str] = set()
+        for pool, storage in self._stores.shared().items():
+            for facts in await within("query", f"listing the disks of pool {pool}", storage.disks()):
+                keys.add(f"disk/{facts.disk}")
+                keys.update(f"snapshot/{snapshot}" for snapshot, _ in facts.snapshots)
+            images = await within("query", f"listing the images of pool {pool}", storage.images())
+            keys.update(f"image/{image}" for image in images)
+        return keys
+
+    async def _disk_figures(self, params: Params) -> list[DiskFigures]:
+        """Of the disks of one running VM, without its NoCloud disk."""
+        vm = _text(params, "vm")
+        figures = await within("query", f"reading the figures of {vm}'s disks", self._hypervisor.disk_figures(vm))
+        return [item for item in figures if not item.disk.endswith(SEED_SUFFIX)]
 
     async def _get_figures(self, params: Params) -> list[VmFigures] | VmFigures | None:
         """Of one VM (None if it does not run), or of all."""

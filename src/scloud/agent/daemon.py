@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from scloud.agent.board import Board
@@ -19,6 +19,7 @@ from scloud.agent.metadata import Metadata
 from scloud.agent.network import NetworkSettings
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.session import Session
+from scloud.agent.stores import NoPools, Pools, Stores
 from scloud.agent.streams import Streams
 from scloud.agent.vms import Seeds, VmSettings
 from scloud.drivers.hypervisor.protocol import Hypervisor
@@ -47,6 +48,7 @@ class Drivers:
     switch: Switch
     storage: Storage
     functions: NetworkFunctions
+    pools: Pools = field(default_factory=NoPools)
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,11 @@ class Daemon:
         self._drivers = drivers
         self._load = NodeLoad()
         self.board = Board()
+        self.stores = Stores(drivers.storage, drivers.pools, drivers.hypervisor, around.journal)
         self.reconciler = Reconciler(
             drivers.hypervisor,
             drivers.switch,
-            drivers.storage,
+            self.stores,
             drivers.functions,
             around.journal,
             self.board,
@@ -97,7 +100,7 @@ class Daemon:
         around, drivers = self._around, self._drivers
         loop = asyncio.get_running_loop()
         calls = Calls(
-            *(drivers.hypervisor, drivers.switch, drivers.storage, drivers.functions),
+            *(drivers.hypervisor, drivers.switch, self.stores, drivers.functions),
             around.journal,
             self.reconciler.network,
             Figures(drivers.hypervisor, around.wall, loop.time),
@@ -124,6 +127,7 @@ class Daemon:
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
             await self.reconciler.stop()
+            await self.stores.close()
             await self._streams.close()
             if self._metadata is not None:
                 await self._metadata.close()

@@ -12,13 +12,33 @@ from typing import Protocol
 from scloud.agent.board import Board
 from scloud.agent.deadlines import within
 from scloud.agent.journal import Journal
+from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage, users_of_disk
 from scloud.agent.work import Slots, Workers
-from scloud.drivers.storage.protocol import Storage
+from scloud.drivers.hypervisor.protocol import DiskSource
+from scloud.drivers.storage.protocol import FromImage, FromSnapshot, Source, Storage
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
-from scloud.reconcile.disk import CreateDisk, DeleteDisk, DiskHere, DiskPlan, DiskUse, ResizeDisk, disk_plan
+from scloud.model.snapshots import DiskLimits
+from scloud.reconcile.disk import (
+    HARMLESS,
+    CreateDisk,
+    DeleteDisk,
+    DeleteSnapshot,
+    DiskAction,
+    DiskHere,
+    DiskPlan,
+    DiskUse,
+    Flatten,
+    LimitDisk,
+    ResizeDisk,
+    RollBack,
+    TakeSnapshot,
+    disk_plan,
+    rolling_back,
+)
+from scloud.reconcile.memory import FRESH, NO_LIMITS
 from scloud.reconcile.vm import DiskView
 
 log = logging.getLogger(__name__)
@@ -43,14 +63,14 @@ class Disks:
 
     def __init__(
         self,
-        storage: Storage,
+        stores: Stores,
         journal: Journal,
         board: Board,
         usage: Usage,
         images: Images,
         changed: Callable[[Iterable[str]], None],
     ) -> None:
-        self._storage = storage
+        self._stores = stores
         self._journal = journal
         self._board = board
         self._usage = usage
@@ -59,6 +79,8 @@ class Disks:
         self._locks: dict[str, asyncio.Lock] = {}
         self._slots = Slots(PARALLEL)
         self._problems: dict[str, str] = {}
+        self._limited: dict[str, DiskLimits] = {}
+        """What the storage was told since this agent began."""
         self.workers = Workers(self._handle)
 
     @asynccontextmanager
@@ -76,25 +98,51 @@ class Disks:
             return DiskView("missing", reason="this node was not told of it")
         problem = self._problems.get(disk, "")
         failed = self.workers.failures(f"disk/{disk}") >= FAILED_AFTER
-        here = await self._here(disk)
+        try:
+            storage = self._stores.of(desired.pool)
+        except CloudError as error:
+            return DiskView("missing", reason=error.message)
+        here = await self._here(disk, storage)
         if here is None:
             return DiskView("missing", failed=failed, reason=problem)
         if here.incarnation != desired.incarnation:
             return DiskView("stale", here.size_mib, failed=failed, reason=problem)
-        return DiskView("ready", here.size_mib)
+        if rolling_back(desired, here) and self._usage.disk_open_by(disk) is None:
+            return DiskView("missing", failed=failed, reason=problem or "it is being rolled back")
+        return DiskView("ready", here.size_mib, limits=desired.limits)
 
-    async def _here(self, disk: str) -> DiskHere | None:
-        facts = await within("query", f"looking at disk {disk}", self._storage.show(disk))
-        return None if facts is None else DiskHere(facts.size_mib, facts.used_mib, facts.incarnation)
+    async def source(self, disk: str) -> DiskSource:
+        """How the hypervisor opens it. `CloudError(UNAVAILABLE)` while its pool is not known here."""
+        desired = self._journal.desired.get(f"disk/{disk}")
+        if not isinstance(desired, DesiredDisk):
+            raise CloudError(ErrorKind.NOT_FOUND, f"this node was not told of disk {disk}")
+        place = await within("query", f"locating disk {disk}", self._stores.of(desired.pool).locate(disk))
+        return DiskSource(disk=disk, place=place, limits=desired.limits)
 
-    async def _plan(self, desired: DesiredDisk) -> DiskPlan:
+    async def _here(self, disk: str, storage: Storage) -> DiskHere | None:
+        facts = await within("query", f"looking at disk {disk}", storage.show(disk))
+        if facts is None:
+            return None
+        return DiskHere(
+            facts.size_mib,
+            facts.used_mib,
+            facts.incarnation,
+            facts.snapshots,
+            facts.rolled_back,
+            facts.origin,
+            self._limited.get(disk, None if storage.shared else NO_LIMITS),
+        )
+
+    async def _plan(self, desired: DesiredDisk, storage: Storage) -> DiskPlan:
         open_by = self._usage.disk_open_by(desired.id)
+        memory = self._journal.memory(open_by) if open_by else FRESH
         use = DiskUse(
             open_by=open_by,
             wanted_by=self._usage.disk_wanted_by(desired.id, self._journal.desired),
-            told_mib=self._journal.memory(open_by).told.get(desired.id) if open_by else None,
+            told_mib=memory.told.get(desired.id),
+            told_limits=memory.limits.get(desired.id, NO_LIMITS),
         )
-        return disk_plan(desired, await self._here(desired.id), use)
+        return disk_plan(desired, await self._here(desired.id, storage), use)
 
     async def _handle(self, key: str) -> float | None:
         disk = key.partition("/")[2]
@@ -102,8 +150,14 @@ class Disks:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredDisk):
                 self._problems.pop(disk, None)
+                self._limited.pop(disk, None)
                 return None
-            plan = await self._plan(desired)
+            try:
+                storage = self._stores.of(desired.pool)
+            except CloudError as error:
+                self._wait(desired, error.message)
+                return None  # woken again when its pool is known
+            plan = await self._plan(desired, storage)
             if plan.action is None:
                 self._problems.pop(disk, None)
                 self._board.put(plan.observed)
@@ -111,42 +165,79 @@ class Disks:
                 return asyncio.get_running_loop().time() + MEASURE_EVERY_S
             if self.workers.failures(key) < FAILED_AFTER:
                 self._board.put(plan.observed)
-            if not self._usage.known and not isinstance(plan.action, ResizeDisk):
+            if not self._usage.known and not isinstance(plan.action, HARMLESS):
                 return None  # woken again once what runs is known
             began = self.workers.now()
             try:
-                await self._act(desired, plan.action)
+                await self._act(desired, plan.action, storage)
                 log.info("%s: %s in %.3f s", disk, plan.action, self.workers.now() - began)
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
                 raise
 
-    async def _act(self, desired: DesiredDisk, action: CreateDisk | ResizeDisk | DeleteDisk) -> None:
+    def _wait(self, desired: DesiredDisk, reason: str) -> None:
+        """For what the manager will tell this node."""
+        self._problems[desired.id] = reason
+        self._board.put(
+            Observed(
+                key=f"disk/{desired.id}",
+                generation=desired.generation,
+                state="working",
+                settled=False,
+                reason=reason,
+            )
+        )
+        self._changed(users_of_disk(desired.id, self._journal.desired))
+
+    async def _source(self, action: CreateDisk, storage: Storage, stack: AsyncExitStack) -> Source | None:
+        """What it begins with; an image's file, if it is needed, stays until the stack is left."""
+        if action.origin is not None:
+            return FromSnapshot(*action.origin)
+        if action.image is None:
+            return None
+        if await within("query", f"looking for image {action.image}", storage.has_image(action.image)):
+            return FromImage(action.image, None)
+        if action.image_sha256 is None:
+            raise CloudError(ErrorKind.ENGINE, f"image {action.image} has no checksum; import it again")
+        fetching = stack.enter_async_context(self._images.use(action.image, action.image_sha256))
+        return FromImage(action.image, await within("image", f"fetching image {action.image}", fetching))
+
+    async def _act(self, desired: DesiredDisk, action: DiskAction, storage: Storage) -> None:
         """Do it, unless meanwhile something else has become right."""
+        disk = desired.id
         async with AsyncExitStack() as stack:
-            source: Path | None = None
-            if isinstance(action, CreateDisk) and action.image is not None:
-                if action.image_sha256 is None:
-                    raise CloudError(ErrorKind.ENGINE, f"image {action.image} has no checksum; import it again")
-                what = f"fetching image {action.image}"
-                source = await within(
-                    "image", what, stack.enter_async_context(self._images.use(action.image, action.image_sha256))
-                )
+            source: Source | None = None
+            if isinstance(action, CreateDisk):
+                source = await self._source(action, storage, stack)
             await stack.enter_async_context(self.hold([desired.id]))
             if self._journal.desired.get(f"disk/{desired.id}") is not desired:
                 return
-            if (await self._plan(desired)).action != action:
+            if (await self._plan(desired, storage)).action != action:
                 return
             match action:
                 case CreateDisk():
                     await stack.enter_async_context(self._slots.hold())
-                    making = self._storage.create(desired.id, action.size_mib, source, action.incarnation)
-                    await within("disk", f"making disk {desired.id}", making)
+                    making = storage.create(disk, action.size_mib, source, action.incarnation)
+                    await within("disk", f"making disk {disk}", making)
+                    self._limited.pop(disk, None)
                 case ResizeDisk():
-                    growing = self._storage.resize(desired.id, action.size_mib)
-                    await within("disk", f"growing disk {desired.id}", growing)
+                    await within("disk", f"growing disk {disk}", storage.resize(disk, action.size_mib))
                 case DeleteDisk():
-                    await within("delete", f"deleting disk {desired.id}", self._storage.delete(desired.id))
+                    await within("delete", f"deleting disk {disk}", storage.delete(disk))
+                case TakeSnapshot(snapshot):
+                    taking = storage.snapshot(disk, snapshot)
+                    await within("disk", f"taking snapshot {snapshot} of disk {disk}", taking)
+                case DeleteSnapshot(snapshot):
+                    deleting = storage.delete_snapshot(disk, snapshot)
+                    await within("delete", f"deleting snapshot {snapshot} of disk {disk}", deleting)
+                case RollBack(snapshot, number):
+                    returning = storage.roll_back(disk, snapshot, number)
+                    await within("disk", f"rolling disk {disk} back to {snapshot}", returning)
+                case Flatten():
+                    await within("disk", f"flattening disk {disk}", storage.flatten(disk))
+                case LimitDisk(limits):
+                    await within("query", f"limiting disk {disk}", storage.limit(disk, limits))
+                    self._limited[disk] = limits
 
     def _failed(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
         self._problems[desired.id] = str(error)

@@ -24,6 +24,7 @@ from scloud.model.desired import (
     DesiredGroup,
     DesiredObject,
     DesiredPort,
+    DesiredStore,
     DesiredVm,
     DesiredVpc,
     key_of,
@@ -33,7 +34,7 @@ from scloud.reconcile.memory import FRESH, VmMemory
 
 log = logging.getLogger(__name__)
 
-AnyDesired = DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm
+AnyDesired = DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm | DesiredStore
 desired_object: TypeAdapter[AnyDesired] = TypeAdapter(DesiredObject)
 
 FIRST_OFPORT = 10

@@ -11,14 +11,14 @@ from scloud.agent.deadlines import within
 from scloud.agent.disks import Disks, Images
 from scloud.agent.journal import AnyDesired, Journal
 from scloud.agent.network import Network, NetworkSettings
-from scloud.agent.usage import Usage
+from scloud.agent.stores import Stores
+from scloud.agent.usage import Usage, users_of_disk
 from scloud.agent.vms import Seeds, Vms, VmSettings
 from scloud.agent.work import Workers
 from scloud.drivers.hypervisor.protocol import Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
-from scloud.drivers.storage.protocol import Storage
 from scloud.drivers.switch.protocol import Switch
-from scloud.model.desired import DesiredPort, DesiredVm, key_of
+from scloud.model.desired import DesiredDisk, DesiredPort, DesiredStore, DesiredVm, key_of
 from scloud.model.errors import CloudError
 from scloud.model.wire import Desired
 
@@ -36,7 +36,7 @@ class Reconciler:
         self,
         hypervisor: Hypervisor,
         switch: Switch,
-        storage: Storage,
+        stores: Stores,
         functions: NetworkFunctions,
         journal: Journal,
         board: Board,
@@ -49,11 +49,10 @@ class Reconciler:
         self._journal = journal
         self._board = board
         self.usage = Usage()
-        self.disks = Disks(storage, journal, board, self.usage, images, self._wake)
+        self._stores = stores
+        self.disks = Disks(stores, journal, board, self.usage, images, self._wake)
         self.network = Network(switch, functions, journal, board, self.usage, network, self._wake)
-        self.vms = Vms(
-            *(hypervisor, storage, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake)
-        )
+        self.vms = Vms(*(hypervisor, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake))
         self._sweeps = Workers(self._sweep)
         self._events: asyncio.Task[None] | None = None
         self._seen: dict[str, asyncio.Event] = {"domains": asyncio.Event(), "switch": asyncio.Event()}
@@ -131,6 +130,10 @@ class Reconciler:
                 self._retry(new)
         elif kind == "disk":
             self.disks.workers.wake(key, urgent=True)
+            if isinstance(old, DesiredDisk) and isinstance(new, DesiredDisk) and old.limits != new.limits:
+                self._wake(users_of_disk(id, self._journal.desired))
+        elif kind == "store":
+            self._store_changed(id, new if isinstance(new, DesiredStore) else None)
         else:
             if kind == "vpc" and new is None:
                 self.network.services.dropped(id)
@@ -138,6 +141,13 @@ class Reconciler:
             self.network.desired_changed(key, sorted(vpcs))
             if isinstance(new, DesiredPort) and new.vm is not None:
                 self._wake([f"vm/{new.vm}"])
+
+    def _store_changed(self, id: str, new: DesiredStore | None) -> None:
+        """Disks of pools that can be reached now, or in another way, are looked at."""
+        pools = set(self._stores.changed(id, new))
+        for key, item in self._journal.desired.items():
+            if isinstance(item, DesiredDisk) and item.pool in pools:
+                self.disks.workers.wake(key, urgent=True)
 
     def _retry(self, vm: DesiredVm) -> None:
         """Its owner asks anew for a start: nothing that it needs is held to have failed by what happened before."""

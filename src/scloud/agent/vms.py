@@ -16,7 +16,7 @@ from scloud.agent.network import Network
 from scloud.agent.usage import Usage
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainFacts, DomainSpec, Hypervisor, NicDevice
-from scloud.drivers.storage.protocol import Storage
+from scloud.drivers.storage.place import FilePlace
 from scloud.model.desired import DesiredPort, DesiredVm
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.reconcile import vm as plans
@@ -65,7 +65,6 @@ class Vms:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        storage: Storage,
         journal: Journal,
         board: Board,
         usage: Usage,
@@ -76,7 +75,6 @@ class Vms:
         changed: Callable[[Iterable[str]], None],
     ) -> None:
         self._hypervisor = hypervisor
-        self._storage = storage
         self._journal = journal
         self._board = board
         self._usage = usage
@@ -228,14 +226,14 @@ class Vms:
             case plans.GrowDisk(disk, size):
                 growing = self._hypervisor.grow_disk(vm, disk, size)
                 await within("plug", f"telling {vm} that disk {disk} has {size} MiB", growing)
+            case plans.LimitDisk(disk, limits):
+                limiting = self._hypervisor.limit_disk(vm, disk, limits)
+                await within("plug", f"limiting disk {disk} of {vm}", limiting)
             case plans.DetachNic(nic):
                 await within("plug", f"detaching nic {nic} from {vm}", self._hypervisor.detach_nic(vm, nic))
 
     def _current(self, desired: DesiredVm) -> bool:
         return self._journal.desired.get(f"vm/{desired.id}") is desired
-
-    async def _source(self, disk: str) -> DiskSource:
-        return DiskSource(disk=disk, path=await within("query", f"locating disk {disk}", self._storage.locate(disk)))
 
     def _device(self, nic: str) -> NicDevice:
         port = self._journal.desired[f"port/{nic}"]
@@ -251,11 +249,11 @@ class Vms:
             for disk in disks:
                 if (await self._disk_view(desired, disk)).state != "ready":
                     return False
-            sources = [await self._source(disk) for disk in disks]
+            sources = [await self._disks.source(disk) for disk in disks]
             ports = [self._journal.desired.get(f"port/{nic}") for nic in desired.nics]
             here = [port for port in ports if isinstance(port, DesiredPort)]
             seed = await within("disk", f"writing the NoCloud disk of {vm}", self._seeds.build(desired, here))
-            sources.append(DiskSource(disk=vm + plans.SEED_SUFFIX, path=seed, read_only=True))
+            sources.append(DiskSource(disk=vm + plans.SEED_SUFFIX, place=FilePlace(path=seed), read_only=True))
             if not self._current(desired) or not all(self._network.nic_view(nic).ready for nic in desired.nics):
                 return False
             spec = DomainSpec(
@@ -285,7 +283,7 @@ class Vms:
         async with self._disks.hold([disk]):
             if (await self._disk_view(desired, disk)).state != "ready" or not self._current(desired):
                 return False
-            source = await self._source(disk)
+            source = await self._disks.source(disk)
             self._usage.about_to(desired.id, disks=[disk])
             attaching = self._hypervisor.attach_disk(desired.id, source)
             await within("plug", f"attaching disk {disk} to {desired.id}", attaching)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from scloud.model.base import Value
+from scloud.model.snapshots import DiskLimits
 
 Phase = Literal["new", "up", "off", "guest", "dead", "failed"]
 
@@ -31,9 +32,12 @@ class VmMemory(Value):
     """Of the host, when the VM was last started."""
     told: dict[str, int] = {}
     """The size in MiB that the running guest was told of each of its disks."""
+    limits: dict[str, DiskLimits] = {}
+    """What the running guest was last allowed to do with each of its disks; those without limits are left out."""
     cpus_refused: int | None = None
     memory_refused: int | None = None
     """What the running guest did not take live; it gets it at its next start."""
 
 
 FRESH = VmMemory()
+NO_LIMITS = DiskLimits()

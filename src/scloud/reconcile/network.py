@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from scloud.flows.view import LocalPort, LocalVpc, NodeView, RemotePort
-from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredVm, DesiredVpc
+from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredStore, DesiredVm, DesiredVpc
 
-AnyDesired = DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm
+AnyDesired = DesiredVpc | DesiredGroup | DesiredPort | DesiredDisk | DesiredVm | DesiredStore
 TAP_PREFIX = "t"
 SERVICE_PREFIX = "s"
 _TAIL = 12

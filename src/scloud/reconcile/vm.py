@@ -12,7 +12,8 @@ from typing import Literal
 
 from scloud.model.desired import DesiredVm
 from scloud.model.observed import Observed
-from scloud.reconcile.memory import FRESH, VmMemory
+from scloud.model.snapshots import DiskLimits
+from scloud.reconcile.memory import FRESH, NO_LIMITS, VmMemory
 
 DEATH_WINDOW_S = 600.0
 FIRST_RESTART_S = 0.5
@@ -46,6 +47,7 @@ class DiskView:
     size_mib: int = 0
     failed: bool = False
     reason: str = ""
+    limits: DiskLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,12 @@ class GrowDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitDisk:
+    disk: str
+    limits: DiskLimits
+
+
+@dataclass(frozen=True, slots=True)
 class AttachNic:
     nic: str
 
@@ -129,6 +137,7 @@ Action = (
     | AttachDisk
     | DetachDisk
     | GrowDisk
+    | LimitDisk
     | AttachNic
     | DetachNic
 )
@@ -280,6 +289,9 @@ def _start(at: Situation, memory: VmMemory) -> Plan:
         restarts=memory.restarts,
         boot_id=at.boot_id,
         told={disk.id: at.disks[disk.id].size_mib for disk in at.desired.disks},
+        limits={
+            disk.id: at.disks[disk.id].limits for disk in at.desired.disks if at.disks[disk.id].limits != NO_LIMITS
+        },
     )
     return _doing(at, memory, Step(Start(), memory, after), "starting")
 
@@ -380,16 +392,23 @@ def _disk_steps(at: Situation, memory: VmMemory) -> list[Step]:
     for disk in at.domain.disks:
         if disk not in wanted and not disk.endswith(SEED_SUFFIX):
             told = {key: size for key, size in memory.told.items() if key != disk}
-            steps.append(Step(DetachDisk(disk), memory, memory.model_copy(update={"told": told})))
+            limits = {key: value for key, value in memory.limits.items() if key != disk}
+            after = memory.model_copy(update={"told": told, "limits": limits})
+            steps.append(Step(DetachDisk(disk), memory, after))
     for item in at.desired.disks:
         view = at.disks.get(item.id)
         if view is None or view.state != "ready":
             continue
-        after = memory.model_copy(update={"told": {**memory.told, item.id: view.size_mib}})
+        grown = {"told": {**memory.told, item.id: view.size_mib}}
+        limited = {"limits": {**memory.limits, item.id: view.limits}}
         if item.id not in at.domain.disks:
-            steps.append(Step(AttachDisk(item.id), memory, after))
-        elif memory.told.get(item.id) != view.size_mib:
-            steps.append(Step(GrowDisk(item.id, view.size_mib), memory, after))
+            steps.append(Step(AttachDisk(item.id), memory, memory.model_copy(update={**grown, **limited})))
+            continue
+        if memory.told.get(item.id) != view.size_mib:
+            steps.append(Step(GrowDisk(item.id, view.size_mib), memory, memory.model_copy(update=grown)))
+        if memory.limits.get(item.id, NO_LIMITS) != view.limits:
+            after = memory.model_copy(update=limited)
+            steps.append(Step(LimitDisk(item.id, view.limits), memory, after))
     return steps
 
 

@@ -356,7 +356,7 @@ def test_a_missing_image_is_waited_for() -> None:
             await node.settled(f"disk/{DISK}", "error")
             node.images.missing.clear()
             await created(node)
-            assert SHA in str(node.disk.volumes[DISK].source)
+            assert SHA in str(node.disk.volumes[DISK].content.source)
 
     run_virtually(main())
 

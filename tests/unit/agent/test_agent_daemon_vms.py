@@ -406,7 +406,7 @@ def test_a_rebuild_that_comes_during_a_start_never_takes_the_disk_from_under_it(
             await node.boss.change(f"disk/{DISK}", incarnation=1)
             await node.settled(f"disk/{DISK}", "ready")
             await node.settled(KEY, "running")
-            path = node.host.domains[VM].disks[DISK].path
+            path = node.host.domains[VM].disks[DISK].place.path
             assert path.name == f"{DISK}.1.raw", "it runs with the bytes of before"
 
     run(main())

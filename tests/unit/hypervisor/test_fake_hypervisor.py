@@ -9,6 +9,7 @@ import pytest
 
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
+from scloud.drivers.storage.place import FilePlace
 from scloud.model.errors import CloudError, ErrorKind
 
 SPEC = DomainSpec(
@@ -18,7 +19,7 @@ SPEC = DomainSpec(
     max_cpus=2,
     memory_mib=128,
     max_memory_mib=256,
-    disks=(DiskSource(disk="dsk-a", path=Path("/disks/a")),),
+    disks=(DiskSource(disk="dsk-a", place=FilePlace(path=Path("/disks/a"))),),
     nics=(),
     console_log=Path("/c.log"),
     console_socket=Path("/c.sock"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scloud.drivers.storage.fake import FakeDisk, FakeStorage
+from scloud.drivers.storage.protocol import FromImage
 from scloud.model.errors import CloudError, ErrorKind
 
 
@@ -44,8 +45,8 @@ async def test_registered_images_have_sizes() -> None:
     disk = FakeDisk(capacity_mib=100)
     disk.add_image(Path("/images/a"), 50, 20)
     storage = FakeStorage(disk)
-    await storage.create("dsk-1", 60, Path("/images/a"))
+    await storage.create("dsk-1", 60, FromImage("img", Path("/images/a")))
     assert await storage.free_mib() == (80, 100)
     with pytest.raises(CloudError) as caught:
-        await storage.create("dsk-2", 60, Path("/images/unknown"))
+        await storage.create("dsk-2", 60, FromImage("img", Path("/images/unknown")))
     assert caught.value.kind == ErrorKind.NOT_FOUND

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.local import LocalStorage
+from scloud.drivers.storage.protocol import FromImage
 from scloud.model.errors import CloudError, ErrorKind
 
 MIB = 1024 * 1024
@@ -94,12 +95,12 @@ async def test_an_error_at_any_step_leaves_nothing(
         else:
             patch.setattr(os, fails, broken)
         with pytest.raises(CloudError) as caught:
-            await storage.create("dsk-1", 10, image)
+            await storage.create("dsk-1", 10, FromImage("img", image))
     assert caught.value.kind == (ErrorKind.NO_CAPACITY if code == errno.ENOSPC else ErrorKind.ENGINE)
     assert "dsk-1" in caught.value.message
     assert names(tmp_path / "disks") == []
-    await storage.create("dsk-1", 10, image)
-    assert (await storage.locate("dsk-1")).read_bytes()[: 5 * MIB] == image.read_bytes()
+    await storage.create("dsk-1", 10, FromImage("img", image))
+    assert (await storage.locate("dsk-1")).path.read_bytes()[: 5 * MIB] == image.read_bytes()
 
 
 @pytest.mark.engine
@@ -109,7 +110,7 @@ async def test_space_that_ends_in_the_middle(tmp_path: Path, image: Path, monkey
         storage = LocalStorage(mount)
         monkeypatch.setattr(storage, "_require", lambda disk, needed: None)
         with pytest.raises(CloudError, match=r"1 of 1 MiB are free") as caught:
-            await storage.create("dsk-1", 10, image)
+            await storage.create("dsk-1", 10, FromImage("img", image))
         assert caught.value.kind == ErrorKind.NO_CAPACITY
         assert names(mount) == []
 
@@ -126,11 +127,11 @@ async def test_on_real_file_systems(tmp_path: Path, kind: str) -> None:
             file.truncate(64 * MIB)
             os.fsync(file.fileno())
         before = (await storage.free_mib())[0]
-        await storage.create("dsk-1", 100, image)
+        await storage.create("dsk-1", 100, FromImage("img", image))
         os.sync()
         taken = before - (await storage.free_mib())[0]
         assert taken <= 2 if kind == "xfs" else 31 <= taken <= 34
-        made = (await storage.locate("dsk-1")).read_bytes()
+        made = (await storage.locate("dsk-1")).path.read_bytes()
         assert made == image.read_bytes() + bytes(36 * MIB)
 
 
@@ -141,13 +142,15 @@ async def test_a_killed_maker_leaves_no_disk(tmp_path: Path, image: Path) -> Non
 import asyncio, os, pathlib, time
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.local import LocalStorage
+from scloud.drivers.storage.protocol import FromImage
 def copy(source, target, stop):
     os.write(target, b"x" * {MIB})
     print("begun", flush=True)
     time.sleep(60)
 sparse.reflink = lambda source, target: False
 sparse.copy = copy
-asyncio.run(LocalStorage(pathlib.Path({str(root)!r})).create("dsk-1", 10, pathlib.Path({str(image)!r})))
+source = FromImage("img", pathlib.Path({str(image)!r}))
+asyncio.run(LocalStorage(pathlib.Path({str(root)!r})).create("dsk-1", 10, source))
 """
     maker = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
     assert maker.stdout is not None and await maker.stdout.readline() == b"begun\n"
@@ -156,14 +159,14 @@ asyncio.run(LocalStorage(pathlib.Path({str(root)!r})).create("dsk-1", 10, pathli
     assert len(names(root)) == 1
     storage = LocalStorage(root)
     assert names(root) == [] and await storage.show("dsk-1") is None
-    await storage.create("dsk-1", 10, image)
+    await storage.create("dsk-1", 10, FromImage("img", image))
     assert names(root) == ["dsk-1.0.raw"]
 
 
 async def test_a_disk_whose_file_was_lost_is_gone_and_can_be_made_anew(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     await storage.create("dsk-1", 10, None)
-    (await storage.locate("dsk-1")).unlink()
+    (await storage.locate("dsk-1")).path.unlink()
     assert await storage.show("dsk-1") is None and await storage.disks() == []
     await storage.create("dsk-1", 11, None)
     facts = await storage.show("dsk-1")

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, NicDevice
+from scloud.drivers.storage.place import FilePlace, Place, RbdPlace
 from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.snapshots import DiskLimits
 
 NAMESPACE = "urn:scloud:domain:1"
 """The XML namespace of our stamp in a domain's metadata."""
@@ -36,7 +38,7 @@ Accelerated = Literal["kvm", "tcg"]
 
 
 class DiskMode(Value):
-    """How a disk's source can be opened: a block device or a file, with or without O_DIRECT."""
+    """How a disk's source can be opened: a block device or a file, with or without O_DIRECT. Of RBD images, nothing."""
 
     block: bool
     direct: bool
@@ -88,15 +90,16 @@ def _child(parent: ET.Element, tag: str, text: str | None = None, **attributes: 
 
 
 def disk_element(disk: DiskSource, mode: DiskMode, target: str, boot: int | None = None) -> ET.Element:
-    """A virtio disk, always raw. Writes to sparse files may block while space is found: those go through threads."""
-    element = ET.Element("disk", {"type": "block" if mode.block else "file", "device": "disk"})
-    driver = {"name": "qemu", "type": "raw", "cache": "none" if mode.direct else "writeback"}
-    driver["io"] = "native" if mode.direct and mode.block else "threads"
-    if not disk.read_only:
-        driver["discard"] = "unmap"
-    _child(element, "driver", **driver)
-    _child(element, "source", **{"dev" if mode.block else "file": str(disk.path)})
+    """A virtio disk, always raw."""
+    if isinstance(disk.place, RbdPlace):
+        element = _rbd_source(disk, disk.place)
+    else:
+        element = _file_source(disk, disk.place, mode)
     _child(element, "target", dev=target, bus="virtio")
+    if disk.limits != DiskLimits():
+        tune = _child(element, "iotune")
+        for name, value in iotune_of(disk.limits).items():
+            _child(tune, name, str(value))
     if disk.read_only:
         _child(element, "readonly")
     _child(element, "serial", disk.disk[-20:])
@@ -104,6 +107,38 @@ def disk_element(disk: DiskSource, mode: DiskMode, target: str, boot: int | None
         _child(element, "boot", order=str(boot))
     _child(element, "alias", name=alias_of(disk.disk))
     return element
+
+
+def _file_source(disk: DiskSource, place: FilePlace, mode: DiskMode) -> ET.Element:
+    """Writes to sparse files may block while space is found: those go through threads."""
+    element = ET.Element("disk", {"type": "block" if mode.block else "file", "device": "disk"})
+    driver = {"name": "qemu", "type": "raw", "cache": "none" if mode.direct else "writeback"}
+    driver["io"] = "native" if mode.direct and mode.block else "threads"
+    if not disk.read_only:
+        driver["discard"] = "unmap"
+    _child(element, "driver", **driver)
+    _child(element, "source", **{"dev" if mode.block else "file": str(place.path)})
+    return element
+
+
+def _rbd_source(disk: DiskSource, place: RbdPlace) -> ET.Element:
+    """`writeback` lets librbd hold writes together until the guest flushes, as a disk with a cache does; a guest that
+    never flushes is written through. The monitors are those of the conf, which knows their protocol too."""
+    element = ET.Element("disk", {"type": "network", "device": "disk"})
+    driver = {"name": "qemu", "type": "raw", "cache": "writeback"}
+    if not disk.read_only:
+        driver["discard"] = "unmap"
+    _child(element, "driver", **driver)
+    auth = _child(element, "auth", username=place.user)
+    _child(auth, "secret", type="ceph", uuid=place.secret)
+    source = _child(element, "source", protocol="rbd", name=f"{place.pool}/{place.image}")
+    _child(source, "config", file=str(place.conf))
+    return element
+
+
+def iotune_of(limits: DiskLimits) -> dict[str, int]:
+    """As libvirt names them; 0 is without limit."""
+    return {"total_bytes_sec": limits.kib_per_s * 1024, "total_iops_sec": limits.iops}
 
 
 def nic_element(nic: NicDevice) -> ET.Element:
@@ -196,10 +231,16 @@ def check_spec(spec: DomainSpec) -> None:
         raise invalid("console_socket", f"a UNIX socket's path has at most {_SOCKET_PATH_BYTES} bytes")
     for field, text in (
         *(("vm", spec.vm), ("name", spec.name), ("console_log", str(spec.console_log))),
-        *(("disks", str(disk.path)) for disk in spec.disks),
+        *(("disks", text) for disk in spec.disks for text in _texts(disk.place)),
     ):
         if not text or _TEXT.search(text) or "\n" in text:
             raise invalid(field, "must be text without control characters")
+
+
+def _texts(place: Place) -> list[str]:
+    if isinstance(place, FilePlace):
+        return [str(place.path)]
+    return [place.pool, place.image, place.user, place.secret, str(place.conf)]
 
 
 def check_item(field: str, item: str) -> None:

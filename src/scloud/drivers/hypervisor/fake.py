@@ -14,6 +14,7 @@ from typing import Literal
 
 from scloud.drivers.hypervisor.domain_xml import DIMM_SLOTS, DIMM_STEP_MIB, check_item, check_spec
 from scloud.drivers.hypervisor.protocol import (
+    DiskFigures,
     DiskSource,
     DomainEvent,
     DomainFacts,
@@ -21,7 +22,9 @@ from scloud.drivers.hypervisor.protocol import (
     DomainSpec,
     NicDevice,
 )
+from scloud.drivers.storage.place import RbdPlace
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.snapshots import DiskLimits
 
 OffReason = Literal["guest", "requested", "crashed", "unknown"]
 
@@ -41,6 +44,8 @@ class FakeDomain:
     disks: dict[str, DiskSource] = field(default_factory=dict)
     nics: dict[str, NicDevice] = field(default_factory=dict)
     sizes_mib: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, DiskFigures] = field(default_factory=dict)
+    """What its guest has done with its disks, where a test says so."""
     dimms: int = 0
     pid: int | None = None
     began: float = 0.0
@@ -72,6 +77,7 @@ class FakeHost:
     hung: bool = False
     listeners: set[asyncio.Queue[DomainEvent]] = field(default_factory=set)
     last_pid: int = _FIRST_PID
+    secrets: dict[str, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def crash(self, vm: str) -> None:
@@ -164,6 +170,7 @@ class FakeHypervisor:
         if now is not None and now.running:
             return
         self._check_locks(spec)
+        self._check_secrets(*spec.disks)
         self.host.last_pid += 1
         self.host.domains[spec.vm] = FakeDomain(
             spec=spec,
@@ -215,9 +222,13 @@ class FakeHypervisor:
             raise CloudError(ErrorKind.CONFLICT, f"{vm} is running: switch it off before it is forgotten")
         del self.host.domains[vm]
 
+    def set_secret(self, secret: str, usage: str, value: str) -> None:
+        self.host.secrets[secret] = value
+
     async def attach_disk(self, vm: str, disk: DiskSource) -> None:
         check_item("disk", disk.disk)
         await self._call("attach_disk", vm)
+        self._check_secrets(disk)
         self._running(vm, f"attach disk {disk.disk} to {vm}").disks.setdefault(disk.disk, disk)
 
     async def detach_disk(self, vm: str, disk: str) -> None:
@@ -233,6 +244,18 @@ class FakeHypervisor:
         if disk not in domain.disks:
             raise CloudError(ErrorKind.NOT_FOUND, f"disk {disk} is not attached to {vm}")
         domain.sizes_mib[disk] = size_mib
+
+    async def limit_disk(self, vm: str, disk: str, limits: DiskLimits) -> None:
+        await self._call("limit_disk", vm)
+        domain = self._running(vm, f"limit disk {disk} of {vm}")
+        if disk not in domain.disks:
+            raise CloudError(ErrorKind.NOT_FOUND, f"disk {disk} is not attached to {vm}")
+        domain.disks[disk] = domain.disks[disk].model_copy(update={"limits": limits})
+
+    async def disk_figures(self, vm: str) -> list[DiskFigures]:
+        await self._call("disk_figures", vm)
+        domain = self._running(vm, f"read the figures of {vm}'s disks")
+        return [domain.figures.get(disk, _NOTHING.model_copy(update={"disk": disk})) for disk in domain.disks]
 
     async def attach_nic(self, vm: str, nic: NicDevice) -> None:
         check_item("nic", nic.nic)
@@ -335,17 +358,25 @@ class FakeHypervisor:
     def _check_locks(self, spec: DomainSpec) -> None:
         """QEMU locks what it writes to: no two guests of a host share a disk."""
         taken = {
-            disk.path: other.spec.vm
+            disk.place: other.spec.vm
             for other in self.host.domains.values()
             if other.running
             for disk in other.disks.values()
             if not disk.read_only
         }
         for disk in spec.disks:
-            if disk.path in taken:
+            if disk.place in taken:
                 raise CloudError(
-                    ErrorKind.ENGINE, f"start {spec.vm}: disk {disk.disk} is locked by {taken[disk.path]}, which runs"
+                    ErrorKind.ENGINE, f"start {spec.vm}: disk {disk.disk} is locked by {taken[disk.place]}, which runs"
                 )
+
+    def _check_secrets(self, *disks: DiskSource) -> None:
+        for disk in disks:
+            if isinstance(disk.place, RbdPlace) and disk.place.secret not in self.host.secrets:
+                raise CloudError(ErrorKind.ENGINE, f"disk {disk.disk}: there is no secret {disk.place.secret}")
+
+
+_NOTHING = DiskFigures(disk="", reads=0, writes=0, read_bytes=0, written_bytes=0, read_ns=0, write_ns=0, flush_ns=0)
 
 
 def _facts(domain: FakeDomain) -> DomainFacts:

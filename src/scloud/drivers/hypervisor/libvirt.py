@@ -30,12 +30,14 @@ from scloud.drivers.hypervisor.domain_xml import (
     disk_element,
     domain_uuid,
     domain_xml,
+    iotune_of,
     item_of,
     next_target,
     nic_element,
     view_of,
 )
 from scloud.drivers.hypervisor.protocol import (
+    DiskFigures,
     DiskSource,
     DomainEvent,
     DomainFacts,
@@ -43,7 +45,10 @@ from scloud.drivers.hypervisor.protocol import (
     DomainSpec,
     NicDevice,
 )
+from scloud.drivers.hypervisor.secrets import Secrets
+from scloud.drivers.storage.place import RbdPlace
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.snapshots import DiskLimits
 
 Result = TypeVar("Result")
 OffReason = Literal["guest", "requested", "crashed", "unknown"]
@@ -110,6 +115,7 @@ class LibvirtHypervisor:
         self._state_dir = state_dir
         self._listeners: set[asyncio.Queue[DomainEvent]] = set()
         self._removals = _Removals()
+        self._secrets = Secrets()
         self._rebooted_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(
@@ -138,6 +144,7 @@ class LibvirtHypervisor:
             spec.console_log.parent.mkdir(parents=True, exist_ok=True)
             spec.console_socket.parent.mkdir(parents=True, exist_ok=True)
             modes = [_disk_mode(disk) for disk in spec.disks]
+            self._secrets.need(connection, spec.disks)
             xml = domain_xml(spec, modes, self._accelerator)
             domain = connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             domain.create()
@@ -177,11 +184,15 @@ class LibvirtHypervisor:
 
         await self._connection.call(f"undefine {vm}", forget)
 
+    def set_secret(self, secret: str, usage: str, value: str) -> None:
+        self._secrets.set(secret, usage, value)
+
     async def attach_disk(self, vm: str, disk: DiskSource) -> None:
         check_item("disk", disk.disk)
 
         def attach(domain: Any, view: DomainView) -> None:
             if disk.disk not in view.disks:
+                self._secrets.need(domain.connect(), [disk])
                 element = disk_element(disk, _disk_mode(disk), next_target(view.targets))
                 domain.attachDeviceFlags(ET.tostring(element, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
@@ -199,6 +210,21 @@ class LibvirtHypervisor:
             domain.blockResize(target, size_mib * _MIB, flags)
 
         await self._with_running(f"grow disk {disk} of {vm}", vm, grow)
+
+    async def limit_disk(self, vm: str, disk: str, limits: DiskLimits) -> None:
+        def limit(domain: Any, view: DomainView) -> None:
+            target = view.disks.get(disk)
+            if target is None:
+                raise CloudError(ErrorKind.NOT_FOUND, f"disk {disk} is not attached to {vm}")
+            domain.setBlockIoTune(target, iotune_of(limits), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+        await self._with_running(f"limit disk {disk} of {vm}", vm, limit)
+
+    async def disk_figures(self, vm: str) -> list[DiskFigures]:
+        def ask(domain: Any, view: DomainView) -> list[DiskFigures]:
+            return [_disk_figures(disk, domain.blockStatsFlags(target, 0)) for disk, target in view.disks.items()]
+
+        return await self._with_running(f"read the figures of {vm}'s disks", vm, ask)
 
     async def attach_nic(self, vm: str, nic: NicDevice) -> None:
         check_item("nic", nic.nic)
@@ -408,17 +434,33 @@ def _lookup(connection: Any, vm: str) -> Any:
 
 def _disk_mode(disk: DiskSource) -> DiskMode:
     """Look at the source: tmpfs, for one, knows no O_DIRECT. `CloudError(ENGINE)` if it cannot be opened."""
+    if isinstance(disk.place, RbdPlace):
+        return DiskMode(block=False, direct=False)
+    path = disk.place.path
     try:
-        block = stat.S_ISBLK(disk.path.stat().st_mode)
+        block = stat.S_ISBLK(path.stat().st_mode)
         try:
-            os.close(os.open(disk.path, os.O_RDONLY | os.O_DIRECT))
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
             direct = True
         except OSError:
-            os.close(os.open(disk.path, os.O_RDONLY))
+            os.close(os.open(path, os.O_RDONLY))
             direct = False
     except OSError as error:
-        raise CloudError(ErrorKind.ENGINE, f"disk {disk.disk} at {disk.path}: {error.strerror}") from error
+        raise CloudError(ErrorKind.ENGINE, f"disk {disk.disk} at {path}: {error.strerror}") from error
     return DiskMode(block=block, direct=direct)
+
+
+def _disk_figures(disk: str, stats: dict[str, int]) -> DiskFigures:
+    return DiskFigures(
+        disk=disk,
+        reads=stats.get("rd_operations", 0),
+        writes=stats.get("wr_operations", 0),
+        read_bytes=stats.get("rd_bytes", 0),
+        written_bytes=stats.get("wr_bytes", 0),
+        read_ns=stats.get("rd_total_times", 0),
+        write_ns=stats.get("wr_total_times", 0),
+        flush_ns=stats.get("flush_total_times", 0),
+    )
 
 
 def _figures(vm: str, stats: dict[str, int]) -> DomainFigures:

@@ -125,6 +125,13 @@ class Hypervisor(Protocol):
         """Forget a domain that is off."""
         ...
 
+    def set_secret(self, secret: str, usage: str, value: str) -> None:
+        """From now on disks whose place names this secret (a UUID) can be opened: `value` is a cephx key in base 64.
+
+        Kept in memory alone. `usage` says in words whose it is; it must be unique.
+        """
+        ...
+
     async def attach_disk(self, vm: str, disk: DiskSource) -> None: ...
 
     async def detach_disk(self, vm: str, disk: str) -> None:

@@ -7,11 +7,14 @@ are `asyncio.sleep`, so that they cost nothing under a virtual clock; each is a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scloud.drivers.storage.protocol import DiskFacts
+from scloud.drivers.storage.place import FilePlace
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.snapshots import DiskLimits
 
 MIB = 1024 * 1024
 
@@ -24,21 +27,54 @@ class FakeImage:
     data_mib: int
 
 
-@dataclass
-class FakeVolume:
-    """One disk. `making` tells its bytes from those of every other making; `writes` is what a guest wrote since."""
+@dataclass(frozen=True)
+class FakeBytes:
+    """What a disk or snapshot holds: a raw file's bytes, and what was written over them since, in order."""
 
-    disk: str
     size_mib: int
-    incarnation: int
     source: Path | None
     image_mib: int
-    making: int
-    writes: dict[int, bytes] = field(default_factory=dict)
+    writes: tuple[tuple[int, bytes], ...] = ()
 
     @property
     def used_mib(self) -> int:
-        return self.image_mib + (sum(map(len, self.writes.values())) + MIB - 1) // MIB
+        return self.image_mib + (sum(len(data) for _, data in self.writes) + MIB - 1) // MIB
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A registered image that is no real file reads as zeros, and so does what is past the end."""
+        result = bytearray(length)
+        if self.source is not None and self.source.is_file():
+            with self.source.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+                result[: len(data)] = data
+        for start, data in self.writes:
+            low, high = max(start, offset), min(start + len(data), offset + length)
+            if low < high:
+                result[low - offset : high - offset] = data[low - start : high - start]
+        return bytes(result)
+
+
+@dataclass
+class FakeVolume:
+    """One disk. `making` tells its bytes from those of every other making."""
+
+    disk: str
+    incarnation: int
+    content: FakeBytes
+    making: int
+    origin: str | None = None
+    rolled_back: int = 0
+    limits: DiskLimits = field(default_factory=DiskLimits)
+    snapshots: dict[str, FakeBytes] = field(default_factory=dict)
+
+    @property
+    def size_mib(self) -> int:
+        return self.content.size_mib
+
+    @property
+    def used_mib(self) -> int:
+        return self.content.used_mib
 
 
 @dataclass
@@ -46,9 +82,13 @@ class FakeDisk:
     """The state. A test reaches in to fail calls, fill the disk, act as a guest or look at what is there.
 
     `failures` are raised by the next calls, in turn; with a method's name in `failing` every call of it fails.
-    `copy_s_per_mib` and `call_s` are seconds of the loop's clock.
+    `copy_s_per_mib` and `call_s` are seconds of the loop's clock. A `shared` one is a pool: it keeps the images that
+    disks were made from in `bases`, disks depend on them, and nodes can be `fenced`.
     """
 
+    shared: bool = False
+    bases: dict[str, Path] = field(default_factory=dict)
+    fenced: set[str] = field(default_factory=set)
     capacity_mib: int = 1024 * 1024
     call_s: float = 0.0
     copy_s_per_mib: float = 0.0
@@ -83,35 +123,36 @@ class FakeDisk:
         """As a guest would."""
         volume = self.volumes[disk]
         assert offset + len(data) <= volume.size_mib * MIB, f"write past the end of {disk}"
-        volume.writes[offset] = data
+        volume.content = replace(volume.content, writes=(*volume.content.writes, (offset, data)))
 
     def read(self, disk: str, offset: int, length: int) -> bytes:
-        """What a guest would read; a registered image that is no real file reads as zeros."""
-        volume = self.volumes[disk]
-        result = bytearray(length)
-        if volume.source is not None and volume.source.is_file():
-            with volume.source.open("rb") as file:
-                file.seek(offset)
-                data = file.read(length)
-                result[: len(data)] = data
-        for start, data in volume.writes.items():
-            low, high = max(start, offset), min(start + len(data), offset + length)
-            if low < high:
-                result[low - offset : high - offset] = data[low - start : high - start]
-        return bytes(result)
+        """What a guest would read."""
+        return self.volumes[disk].content.read(offset, length)
+
+    def users_of(self, origin: str) -> list[str]:
+        """The disks that depend on an image or snapshot."""
+        return sorted(f"disk/{volume.disk}" for volume in self.volumes.values() if volume.origin == origin)
 
 
 class FakeStorage:
-    """The driver over a `FakeDisk`. Making one is an agent's start: it sweeps what a crash left half-made."""
+    """The driver over a `FakeDisk`. Making one is an agent's start: it sweeps what a crash left half-made.
 
-    def __init__(self, disk: FakeDisk) -> None:
+    `node` is the one that it is a driver of, for fencing.
+    """
+
+    def __init__(self, disk: FakeDisk, node: str = "") -> None:
         self._disk = disk
+        self._node = node
         self._locks: dict[str, asyncio.Lock] = {}
-        disk.partial.clear()
+        self.shared = disk.shared
+        if not disk.shared:
+            disk.partial.clear()
 
     async def _enter(self, method: str) -> None:
         if self._disk.call_s:
             await asyncio.sleep(self._disk.call_s)
+        if self._node in self._disk.fenced:
+            raise CloudError(ErrorKind.CONFLICT, f"node {self._node} is cut off from this storage")
         if method in self._disk.failing:
             raise self._disk.failing[method]
         if self._disk.failures:
@@ -119,6 +160,31 @@ class FakeStorage:
 
     def _lock(self, disk: str) -> asyncio.Lock:
         return self._locks.setdefault(disk, asyncio.Lock())
+
+    # --- disks
+
+    async def has_image(self, image: str) -> bool:
+        await self._enter("has_image")
+        return image in self._disk.bases
+
+    async def images(self) -> list[str]:
+        await self._enter("images")
+        return sorted(self._disk.bases)
+
+    def _beginning(self, source: Source | None) -> tuple[FakeBytes, str | None]:
+        """(the bytes a disk begins with, what it will depend on)."""
+        match source:
+            case None:
+                return FakeBytes(0, None, 0), None
+            case FromSnapshot(disk, snapshot):
+                content = self._snapshot(disk, snapshot)
+                return (content, f"snapshot/{snapshot}") if self.shared else (content, None)
+            case FromImage(image, file):
+                file = self._disk.bases.get(image, file)
+                if file is None:
+                    raise CloudError(ErrorKind.NOT_FOUND, f"image {image} is not on this node: fetch it first")
+                known = self._image(file)
+                return FakeBytes(known.size_mib, file, known.data_mib), f"image/{image}" if self.shared else None
 
     def _image(self, source: Path) -> FakeImage:
         known = self._disk.images.get(source)
@@ -129,32 +195,39 @@ class FakeStorage:
         stat = source.stat()
         return FakeImage((stat.st_size + MIB - 1) // MIB, (stat.st_blocks * 512 + MIB - 1) // MIB)
 
-    async def create(self, disk: str, size_mib: int, source: Path | None, incarnation: int = 0) -> None:
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
         async with self._lock(disk):
             await self._enter("create")
             state = self._disk
             existing = state.volumes.get(disk)
             if existing is not None and existing.incarnation == incarnation:
                 return
-            image = FakeImage(0, 0) if source is None else self._image(source)
-            if image.size_mib > size_mib:
-                raise invalid("size_mib", f"must be at least the image's {image.size_mib} MiB, not {size_mib}")
-            if image.data_mib > state.free():
+            content, origin = self._beginning(source)
+            if content.size_mib > size_mib:
+                raise invalid("size_mib", f"must be at least the image's {content.size_mib} MiB, not {size_mib}")
+            clone = origin is not None and not (isinstance(source, FromImage) and source.image not in state.bases)
+            needed = 0 if clone else content.used_mib
+            if needed > state.free():
                 raise CloudError(
                     ErrorKind.NO_CAPACITY,
-                    f"disk {disk} needs {image.data_mib} MiB and {state.free()} MiB are free of {state.capacity_mib}",
+                    f"disk {disk} needs {needed} MiB and {state.free()} MiB are free of {state.capacity_mib}",
                 )
+            if existing is not None:
+                self._refuse_users(existing)
             state.makings += 1
             making = state.makings
-            state.partial[making] = image.data_mib
+            state.partial[making] = needed
             try:
                 if state.copy_s_per_mib:
-                    await asyncio.sleep(state.copy_s_per_mib * image.data_mib)
+                    await asyncio.sleep(state.copy_s_per_mib * needed)
             finally:
                 state.partial.pop(making, None)
             # Nothing below awaits: the disk appears whole, with its incarnation, or not at all.
             assert disk not in state.in_use, f"disk {disk} was made anew while a running domain had it open"
-            state.volumes[disk] = FakeVolume(disk, size_mib, incarnation, source, image.data_mib, making)
+            if self.shared and isinstance(source, FromImage) and content.source is not None:
+                state.bases.setdefault(source.image, content.source)
+            content = replace(content, size_mib=size_mib, image_mib=0 if origin else content.image_mib)
+            state.volumes[disk] = FakeVolume(disk, incarnation, content, making, origin)
 
     async def resize(self, disk: str, size_mib: int) -> None:
         async with self._lock(disk):
@@ -162,13 +235,15 @@ class FakeStorage:
             volume = self._volume(disk)
             if size_mib < volume.size_mib:
                 raise invalid("size_mib", f"a disk cannot shrink: it has {volume.size_mib} MiB, not {size_mib}")
-            volume.size_mib = size_mib
+            volume.content = replace(volume.content, size_mib=size_mib)
 
     async def delete(self, disk: str) -> None:
         async with self._lock(disk):
             await self._enter("delete")
             assert disk not in self._disk.in_use, f"disk {disk} was deleted while a running domain had it open"
-            self._disk.volumes.pop(disk, None)
+            if disk in self._disk.volumes:
+                self._refuse_users(self._disk.volumes[disk])
+                del self._disk.volumes[disk]
 
     async def show(self, disk: str) -> DiskFacts | None:
         await self._enter("show")
@@ -179,13 +254,88 @@ class FakeStorage:
         await self._enter("disks")
         return [_facts(volume) for _, volume in sorted(self._disk.volumes.items())]
 
-    async def locate(self, disk: str) -> Path:
+    async def locate(self, disk: str) -> FilePlace:
         await self._enter("locate")
-        return Path("/fake/disks") / f"{disk}.{self._volume(disk).incarnation}.raw"
+        return FilePlace(path=Path("/fake/disks") / f"{disk}.{self._volume(disk).incarnation}.raw")
 
     async def free_mib(self) -> tuple[int, int]:
         await self._enter("free_mib")
         return self._disk.free(), self._disk.capacity_mib
+
+    # --- snapshots
+
+    async def snapshot(self, disk: str, snapshot: str) -> None:
+        async with self._lock(disk):
+            await self._enter("snapshot")
+            volume = self._volume(disk)
+            volume.snapshots.setdefault(snapshot, volume.content)
+
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
+        async with self._lock(disk):
+            await self._enter("delete_snapshot")
+            volume = self._disk.volumes.get(disk)
+            if volume is not None and snapshot in volume.snapshots:
+                self._refuse_users(volume, snapshot)
+                del volume.snapshots[snapshot]
+
+    async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
+        async with self._lock(disk):
+            await self._enter("roll_back")
+            volume = self._volume(disk)
+            if volume.rolled_back == number:
+                return
+            assert disk not in self._disk.in_use, f"disk {disk} was rolled back while a running domain had it open"
+            volume.content, volume.rolled_back = self._snapshot(disk, snapshot), number
+
+    async def flatten(self, disk: str) -> None:
+        async with self._lock(disk):
+            await self._enter("flatten")
+            self._volume(disk).origin = None
+
+    async def limit(self, disk: str, limits: DiskLimits) -> None:
+        await self._enter("limit")
+        self._volume(disk).limits = limits
+
+    # --- bytes in and out
+
+    async def export(self, disk: str, snapshot: str, since: str | None) -> AsyncIterator[tuple[int, bytes | int]]:
+        await self._enter("export")
+        content = self._snapshot(disk, snapshot)
+        before = FakeBytes(0, None, 0) if since is None else self._snapshot(disk, since)
+        for offset in range(0, content.size_mib * MIB, MIB):
+            now = content.read(offset, MIB)
+            if now != before.read(offset, MIB):
+                yield (offset, now) if any(now) else (offset, MIB)
+
+    async def restore(self, disk: str, extents: AsyncIterator[tuple[int, bytes | int]]) -> None:
+        async with self._lock(disk):
+            await self._enter("restore")
+            volume = self._volume(disk)
+            async for offset, piece in extents:
+                data = bytes(piece) if isinstance(piece, int) else piece
+                if offset + len(data) > volume.size_mib * MIB:
+                    raise invalid("extents", f"the disk ends at {volume.size_mib * MIB} bytes")
+                self._disk.write(disk, offset, data)
+
+    # --- who is writing
+
+    async def fence(self, node: str) -> None:
+        await self._enter("fence")
+        if self.shared:
+            self._disk.fenced.add(node)
+
+    async def is_fenced(self, node: str) -> bool:
+        await self._enter("is_fenced")
+        return node in self._disk.fenced
+
+    async def unfence(self, node: str) -> None:
+        await self._enter("unfence")
+        self._disk.fenced.discard(node)
+
+    async def close(self) -> None:
+        """Nothing is held: the hardware goes on."""
+
+    # --- looking
 
     def _volume(self, disk: str) -> FakeVolume:
         volume = self._disk.volumes.get(disk)
@@ -193,8 +343,28 @@ class FakeStorage:
             raise CloudError(ErrorKind.NOT_FOUND, f"disk {disk} is not on this node")
         return volume
 
+    def _snapshot(self, disk: str, snapshot: str) -> FakeBytes:
+        volume = self._disk.volumes.get(disk)
+        if volume is None or snapshot not in volume.snapshots:
+            raise CloudError(ErrorKind.NOT_FOUND, f"there is no snapshot {snapshot} of disk {disk}")
+        return volume.snapshots[snapshot]
+
+    def _refuse_users(self, volume: FakeVolume, *snapshots: str) -> None:
+        users = [
+            user for one in snapshots or tuple(volume.snapshots) for user in self._disk.users_of(f"snapshot/{one}")
+        ]
+        if users:
+            message = f"disks were made from snapshots of {volume.disk}: {', '.join(users)}; flatten or delete them"
+            raise CloudError(ErrorKind.IN_USE, message, users=users)
+
 
 def _facts(volume: FakeVolume) -> DiskFacts:
     return DiskFacts(
-        disk=volume.disk, size_mib=volume.size_mib, used_mib=volume.used_mib, incarnation=volume.incarnation
+        disk=volume.disk,
+        size_mib=volume.size_mib,
+        used_mib=volume.used_mib,
+        incarnation=volume.incarnation,
+        snapshots=tuple((snapshot, content.size_mib) for snapshot, content in volume.snapshots.items()),
+        rolled_back=volume.rolled_back,
+        origin=volume.origin,
     )

@@ -1,7 +1,7 @@
-"""Disks as sparse raw files in one folder of the node.
+"""Disks as sparse raw files in one folder of the node (names: see `files`).
 
-A disk is the file `DISK.INCARNATION.raw`: one rename publishes the bytes together with the number they were made for.
-Everything unfinished is in a file whose name begins with a dot; those are swept when the driver starts.
+Everything unfinished is in a file whose name begins with a dot; those are swept when the driver starts. Copies share
+extents where the file system can: only there can a disk be kept as it is while a guest writes to it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ import asyncio
 import errno
 import itertools
 import os
-import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scloud.drivers.storage import sparse
-from scloud.drivers.storage.protocol import DiskFacts
+from scloud.drivers.storage import extents, files, sparse
+from scloud.drivers.storage.extents import Extent
+from scloud.drivers.storage.files import Snap, Version
+from scloud.drivers.storage.place import FilePlace
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.snapshots import DiskLimits
 
 MIB = 1024 * 1024
 COPIES = 4
 """Makings at the same time: enough to keep a disk busy while others wait for their fsync."""
-_DISK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
-_FILE = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\.raw\Z")
 
 
 class LocalStorage:
     """One instance per folder: starting another sweeps what the first is in the middle of making."""
+
+    shared = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -38,14 +41,23 @@ class LocalStorage:
         self._makers = ThreadPoolExecutor(COPIES, "disk-maker")
         self._serial = itertools.count()
         root.mkdir(parents=True, exist_ok=True)
-        self._incarnations = self._sweep()
+        self._versions: dict[str, Version] = {}
+        self._snapshots: dict[str, list[Snap]] = {}
+        self._sweep()
 
-    # --- the Protocol
+    # --- disks
 
-    async def create(self, disk: str, size_mib: int, source: Path | None, incarnation: int = 0) -> None:
-        _check(disk)
+    async def has_image(self, image: str) -> bool:
+        return False
+
+    async def images(self) -> list[str]:
+        return []
+
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+        files.check("disk", disk)
         async with self._locks[disk]:
-            if self._file(disk) == self._path(disk, incarnation):
+            version = self._version(disk)
+            if version is not None and version.incarnation == incarnation:
                 return
             stop = threading.Event()
             await self._cancellable(stop, lambda: self._make(disk, size_mib, source, incarnation, stop.is_set))
@@ -55,22 +67,99 @@ class LocalStorage:
             await asyncio.to_thread(self._grow, self._existing(disk), disk, size_mib)
 
     async def delete(self, disk: str) -> None:
-        _check(disk)
+        files.check("disk", disk)
         async with self._locks[disk]:
             await asyncio.to_thread(self._unlink, disk)
 
     async def show(self, disk: str) -> DiskFacts | None:
-        file = self._file(disk)
-        return None if file is None else _facts(file)
+        return self._facts(disk)
 
     async def disks(self) -> list[DiskFacts]:
         return await asyncio.to_thread(self._list)
 
-    async def locate(self, disk: str) -> Path:
-        return self._existing(disk)
+    async def locate(self, disk: str) -> FilePlace:
+        return FilePlace(path=self._existing(disk))
 
     async def free_mib(self) -> tuple[int, int]:
         return self._free()
+
+    # --- snapshots
+
+    async def snapshot(self, disk: str, snapshot: str) -> None:
+        files.check("snapshot", snapshot)
+        async with self._locks[disk]:
+            self._existing(disk)
+            if self._snap(disk, snapshot) is None:
+                stop = threading.Event()
+                await self._cancellable(stop, lambda: self._keep(disk, snapshot, stop.is_set))
+
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
+        async with self._locks[disk]:
+            snap = self._snap(disk, snapshot)
+            if snap is not None:
+                (self._root / snap.file(disk)).unlink(missing_ok=True)
+                await asyncio.to_thread(self._sync_folder)
+                self._snapshots[disk].remove(snap)
+
+    async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
+        async with self._locks[disk]:
+            self._existing(disk)
+            if self._versions[disk].rolled_back == number:
+                return
+            snap = self._snap_file(disk, snapshot)
+            stop = threading.Event()
+            await self._cancellable(stop, lambda: self._return_to(disk, snap, number, stop.is_set))
+
+    async def flatten(self, disk: str) -> None:
+        """Every disk has all its bytes, or shares them in a way that only the file system knows of."""
+        self._existing(disk)
+
+    async def limit(self, disk: str, limits: DiskLimits) -> None:
+        """A file has no limits: QEMU keeps them."""
+        self._existing(disk)
+
+    # --- bytes in and out
+
+    async def export(self, disk: str, snapshot: str, since: str | None) -> AsyncIterator[Extent]:
+        path = self._snap_file(disk, snapshot)
+        older = None if since is None else self._snap_file(disk, since)
+        with self._explained(disk, 0), _opened(path, os.O_RDONLY) as source:
+            if older is None:
+                async for extent in self._told(extents.data_of(source)):
+                    yield extent
+                return
+            with _opened(older, os.O_RDONLY) as before:
+                async for extent in self._told(extents.changes(source, before)):
+                    yield extent
+
+    async def restore(self, disk: str, extents_in: AsyncIterator[Extent]) -> None:
+        async with self._locks[disk]:
+            with self._explained(disk, 0), _opened(self._existing(disk), os.O_RDWR) as target:
+                size = os.fstat(target).st_size
+                async for offset, piece in extents_in:
+                    if offset < 0 or offset + (piece if isinstance(piece, int) else len(piece)) > size:
+                        raise invalid("extents", f"the disk ends at {size} bytes")
+                    await asyncio.to_thread(extents.write, target, offset, piece)
+                await asyncio.to_thread(os.fsync, target)
+
+    async def _told(self, found: Iterator[Extent]) -> AsyncIterator[Extent]:
+        while (extent := await asyncio.to_thread(next, found, None)) is not None:
+            yield extent
+
+    # --- who is writing: nobody else can reach this folder
+
+    async def fence(self, node: str) -> None:
+        return None
+
+    async def is_fenced(self, node: str) -> bool:
+        return False
+
+    async def unfence(self, node: str) -> None:
+        return None
+
+    async def close(self) -> None:
+        """Threads that are under way end by themselves."""
+        self._makers.shutdown(wait=False)
 
     # --- making
 
@@ -88,23 +177,74 @@ class LocalStorage:
             thread.cancelled() or thread.exception()
             raise
 
-    def _make(self, disk: str, size_mib: int, source: Path | None, incarnation: int, stop: Callable[[], bool]) -> None:
-        partial = self._root / f".{disk}.{os.getpid()}-{next(self._serial)}.part"
-        old, final = self._file(disk), self._path(disk, incarnation)
-        with suppress(sparse.Stopped), self._explained(disk, size_mib), _removed(partial):
-            with _opened(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
-                if source is not None:
-                    self._fill(disk, size_mib, source, target, stop)
-                os.ftruncate(target, size_mib * MIB)
-                # Without it a power cut could leave the name with holes where the image's bytes should be.
-                os.fsync(target)
+    def _make(
+        self, disk: str, size_mib: int, source: Source | None, incarnation: int, stop: Callable[[], bool]
+    ) -> None:
+        path = self._source(disk, source)
+        version = Version(incarnation)
+        with suppress(sparse.Stopped), self._explained(disk, size_mib), self._partial(disk) as (partial, target):
+            if path is not None:
+                self._fill(disk, size_mib, path, target, stop)
+            os.ftruncate(target, size_mib * MIB)
+            self._publish(disk, partial, target, version, stop)
+
+    def _source(self, disk: str, source: Source | None) -> Path | None:
+        match source:
+            case None:
+                return None
+            case FromImage(image, None):
+                raise CloudError(ErrorKind.NOT_FOUND, f"image {image} is not on this node: fetch it for disk {disk}")
+            case FromImage(_, file):
+                return file
+            case FromSnapshot(origin, snapshot):
+                return self._snap_file(origin, snapshot)
+
+    def _publish(self, disk: str, partial: Path, target: int, version: Version, stop: Callable[[], bool]) -> None:
+        """Make it the disk, and remove what it was before; its snapshots go when it is made anew."""
+        # Without it a power cut could leave the name with holes where the image's bytes should be.
+        os.fsync(target)
+        if stop():
+            return
+        old = self._versions.get(disk)
+        partial.rename(self._root / version.file(disk))
+        self._versions[disk] = version
+        if old is not None and old != version:
+            (self._root / old.file(disk)).unlink(missing_ok=True)
+        if old is not None and old.incarnation != version.incarnation:
+            for snap in self._snapshots.pop(disk, []):
+                (self._root / snap.file(disk)).unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _keep(self, disk: str, snapshot: str, stop: Callable[[], bool]) -> None:
+        path, version = self._existing(disk), self._versions[disk]
+        taken = self._snapshots.setdefault(disk, [])
+        snap = Snap(version.incarnation, max((one.serial for one in taken), default=0) + 1, snapshot)
+        with suppress(sparse.Stopped), self._explained(disk, 0), self._partial(disk) as (partial, target):
+            with _opened(path, os.O_RDWR) as source:
+                if not sparse.reflink(source, target):
+                    if extents.is_open(source):
+                        raise CloudError(
+                            ErrorKind.CONFLICT,
+                            f"disk {disk} is in use, and the file system of {self._root} cannot keep its bytes of one "
+                            "moment: stop the VM or detach the disk first, or put it on XFS, btrfs or a storage pool",
+                        )
+                    self._require(disk, _mib_up(os.fstat(source).st_blocks * 512), "the copy of its bytes")
+                    sparse.copy(source, target, stop)
+                os.ftruncate(target, os.fstat(source).st_size)
+            os.fsync(target)
             if stop():
                 return
-            partial.rename(final)
-            self._incarnations[disk] = incarnation
-            if old is not None:
-                old.unlink(missing_ok=True)
+            partial.rename(self._root / snap.file(disk))
             self._sync_folder()
+            taken.append(snap)
+
+    def _return_to(self, disk: str, snap: Path, number: int, stop: Callable[[], bool]) -> None:
+        version = Version(self._versions[disk].incarnation, number)
+        with suppress(sparse.Stopped), self._explained(disk, 0), self._partial(disk) as (partial, target):
+            size = snap.stat().st_size
+            self._fill(disk, _mib_up(size), snap, target, stop)
+            os.ftruncate(target, size)
+            self._publish(disk, partial, target, version, stop)
 
     def _fill(self, disk: str, size_mib: int, source: Path, target: int, stop: Callable[[], bool]) -> None:
         try:
@@ -119,17 +259,17 @@ class LocalStorage:
                 raise invalid("size_mib", f"must be at least the image's {least} MiB, not {size_mib}")
             if sparse.reflink(image, target):
                 return
-            self._require(disk, _mib_up(stat.st_blocks * 512))
+            self._require(disk, _mib_up(stat.st_blocks * 512), "its image")
             sparse.copy(image, target, stop)
         finally:
             os.close(image)
 
-    def _require(self, disk: str, needed_mib: int) -> None:
+    def _require(self, disk: str, needed_mib: int, what: str) -> None:
         free, total = self._free()
         if needed_mib > free:
             raise CloudError(
                 ErrorKind.NO_CAPACITY,
-                f"disk {disk} needs {needed_mib} MiB for its image, and {free} of {total} MiB are free in {self._root}",
+                f"disk {disk} needs {needed_mib} MiB for {what}, and {free} of {total} MiB are free in {self._root}",
             )
 
     def _grow(self, file: Path, disk: str, size_mib: int) -> None:
@@ -141,14 +281,25 @@ class LocalStorage:
                 os.ftruncate(target, size_mib * MIB)
 
     @contextmanager
+    def _partial(self, disk: str) -> Iterator[tuple[Path, int]]:
+        """(path, open file) of something unfinished; gone afterwards unless it was renamed."""
+        partial = self._root / f".{disk}.{os.getpid()}-{next(self._serial)}.part"
+        try:
+            with _opened(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+                yield partial, target
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
     def _explained(self, disk: str, size_mib: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 free, total = self._free()
+                size = f" ({size_mib} MiB, thin)" if size_mib else ""
                 message = (
-                    f"the space in {self._root} ended while disk {disk} ({size_mib} MiB, thin) was written: "
+                    f"the space in {self._root} ended while disk {disk}{size} was written: "
                     f"{free} of {total} MiB are free now"
                 )
                 raise CloudError(ErrorKind.NO_CAPACITY, message) from error
@@ -159,32 +310,51 @@ class LocalStorage:
 
     # --- looking
 
-    def _path(self, disk: str, incarnation: int) -> Path:
-        return self._root / f"{disk}.{incarnation}.raw"
-
-    def _file(self, disk: str) -> Path | None:
-        _check(disk)
-        incarnation = self._incarnations.get(disk)
-        file = None if incarnation is None else self._path(disk, incarnation)
-        return file if file is not None and file.exists() else None
-
-    def _files(self) -> dict[str, list[Path]]:
-        """Published files by disk, oldest incarnation first. More than one only after a crash within a rebuild."""
-        found: defaultdict[str, list[Path]] = defaultdict(list)
-        with os.scandir(self._root) as entries:
-            for entry in entries:
-                if match := _FILE.match(entry.name):
-                    found[match[1]].append(self._root / entry.name)
-        return {disk: sorted(found[disk], key=_incarnation) for disk in sorted(found)}
+    def _version(self, disk: str) -> Version | None:
+        files.check("disk", disk)
+        version = self._versions.get(disk)
+        return version if version is not None and (self._root / version.file(disk)).exists() else None
 
     def _existing(self, disk: str) -> Path:
-        file = self._file(disk)
-        if file is None:
+        version = self._version(disk)
+        if version is None:
             raise CloudError(ErrorKind.NOT_FOUND, f"disk {disk} is not in {self._root}")
-        return file
+        return self._root / version.file(disk)
+
+    def _snap(self, disk: str, snapshot: str) -> Snap | None:
+        files.check("disk", disk)
+        return next((snap for snap in self._snapshots.get(disk, []) if snap.id == snapshot), None)
+
+    def _snap_file(self, disk: str, snapshot: str) -> Path:
+        snap = self._snap(disk, snapshot)
+        if snap is None:
+            raise CloudError(ErrorKind.NOT_FOUND, f"snapshot {snapshot} of disk {disk} is not in {self._root}")
+        return self._root / snap.file(disk)
+
+    def _facts(self, disk: str) -> DiskFacts | None:
+        """None if it has gone meanwhile."""
+        version = self._version(disk)
+        if version is None:
+            return None
+        try:
+            stat = (self._root / version.file(disk)).stat()
+            snaps = [
+                (snap.id, _mib_up((self._root / snap.file(disk)).stat().st_size))
+                for snap in self._snapshots.get(disk, [])
+            ]
+        except FileNotFoundError:
+            return None
+        return DiskFacts(
+            disk=disk,
+            size_mib=_mib_up(stat.st_size),
+            used_mib=_mib_up(stat.st_blocks * 512),
+            incarnation=version.incarnation,
+            snapshots=tuple(snaps),
+            rolled_back=version.rolled_back,
+        )
 
     def _list(self) -> list[DiskFacts]:
-        found = (_facts(file) for disk in self._files() if (file := self._file(disk)) is not None)
+        found = (self._facts(disk) for disk in sorted(self._versions))
         return [facts for facts in found if facts is not None]
 
     def _free(self) -> tuple[int, int]:
@@ -195,53 +365,39 @@ class LocalStorage:
 
     def _unlink(self, disk: str) -> None:
         try:
-            for file in self._files().get(disk, []):
-                file.unlink(missing_ok=True)
+            versions, snapshots = files.listing(self._root)
+            for name in (*(one.file(disk) for one in versions.get(disk, [])),):
+                (self._root / name).unlink(missing_ok=True)
+            for snap in snapshots.get(disk, []):
+                (self._root / snap.file(disk)).unlink(missing_ok=True)
             self._sync_folder()
         except OSError as error:
             raise CloudError(ErrorKind.ENGINE, f"disk {disk} in {self._root}: {error}") from error
-        self._incarnations.pop(disk, None)
+        self._versions.pop(disk, None)
+        self._snapshots.pop(disk, None)
 
     def _sync_folder(self) -> None:
         """Make renames and removals outlast a power cut."""
         with _opened(self._root, os.O_RDONLY | os.O_DIRECTORY) as folder:
             os.fsync(folder)
 
-    def _sweep(self) -> dict[str, int]:
-        """Clear what a crash left, and return the incarnation of every disk."""
+    def _sweep(self) -> None:
+        """Clear what a crash left, and learn what there is."""
         for partial in self._root.glob(".*.part"):
             partial.unlink(missing_ok=True)
-        kept = {}
-        for disk, files in self._files().items():
-            # Incarnations count up, and the newer file was whole when it was named: the older is what was left over.
-            for old in files[:-1]:
-                old.unlink(missing_ok=True)
-            kept[disk] = _incarnation(files[-1])
-        return kept
-
-
-def _check(disk: str) -> None:
-    if not _DISK.match(disk):
-        raise invalid("disk", f"must be an id of lower-case letters, digits and '-', not {disk!r}")
-
-
-def _incarnation(file: Path) -> int:
-    return int(file.name.split(".")[1])
-
-
-def _facts(file: Path) -> DiskFacts | None:
-    """None if it has gone meanwhile."""
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        return None
-    disk = file.name.split(".")[0]
-    return DiskFacts(
-        disk=disk,
-        size_mib=_mib_up(stat.st_size),
-        used_mib=_mib_up(stat.st_blocks * 512),
-        incarnation=_incarnation(file),
-    )
+        versions, snapshots = files.listing(self._root)
+        for disk, found in versions.items():
+            # They count up, and the newer file was whole when it was named: the older is what was left over.
+            for old in found[:-1]:
+                (self._root / old.file(disk)).unlink(missing_ok=True)
+            self._versions[disk] = found[-1]
+        for disk, snaps in snapshots.items():
+            version = self._versions.get(disk)
+            for snap in snaps:
+                if version is not None and snap.incarnation == version.incarnation:
+                    self._snapshots.setdefault(disk, []).append(snap)
+                else:
+                    (self._root / snap.file(disk)).unlink(missing_ok=True)
 
 
 def _mib_up(size: int) -> int:
@@ -255,11 +411,3 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _removed(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

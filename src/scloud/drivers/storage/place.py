@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 from scloud.model.base import Value
+
+_SECRETS = uuid.UUID("3b1f6f0e-5c10-4ad0-9a51-5c10ad000002")
 
 
 class FilePlace(Value):
@@ -24,3 +27,8 @@ class RbdPlace(Value):
 
 
 Place = FilePlace | RbdPlace
+
+
+def secret_of(cluster: str, user: str) -> str:
+    """The UUID of the secret with a cephx user's key: the same everywhere and always."""
+    return str(uuid.uuid5(_SECRETS, f"{cluster}/{user}"))

@@ -63,6 +63,10 @@ class Storage(Protocol):
         """Whether disks can be made from an image without its file."""
         ...
 
+    async def images(self) -> list[str]:
+        """The images that disks can be made from without their files."""
+        ...
+
     async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
         """Make a disk, from a source's bytes or empty.
 
