@@ -28,6 +28,10 @@ COMMAND_S = 10.0
 READY_S = 60.0
 """An OSD that was cut off plays its log back before it opens its socket."""
 GRACE_S = 10.0
+"""For an OSD to end by itself; one that is to be wiped gets the second one."""
+SHORT_GRACE_S = 1.0
+PATIENCE_S = 5.0
+_LOOK_S = 0.2
 _PREFIX = "ceph-"
 
 
@@ -95,9 +99,7 @@ class NodeDaemons:
         folder.path.mkdir(parents=True, exist_ok=True)
         match daemon:
             case MgrDaemon():
-                # One that the cluster does not know yet would end at once.
-                async with self._connected(store, f"mgr.{daemon.name}", daemon.key):
-                    pass
+                await self._until_known(store, f"mgr.{daemon.name}", daemon.key)
                 folder.data.mkdir(exist_ok=True)
                 write(folder.keyring, entry(f"mgr.{daemon.name}", daemon.key))
                 write(folder.made, "")
@@ -106,6 +108,18 @@ class NodeDaemons:
                 self._write_conf(store, daemon, folder, f"osd.{number}")
                 await make_osd(daemon, store.fsid, number, folder)
         await self._start(store, cluster, daemon)
+
+    async def _until_known(self, store: DesiredStore, entity: str, key: str) -> None:
+        """A manager that the cluster does not know ends at once. It is told of it about when we are."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            try:
+                async with self._connected(store, entity, key):
+                    return
+            except CloudError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_S)
 
     @asynccontextmanager
     async def _connected(self, store: DesiredStore, entity: str, key: str) -> AsyncIterator[Connection]:
@@ -116,6 +130,9 @@ class NodeDaemons:
             await connection.open()
             yield connection
         except CloudError as error:
+            if error.kind is ErrorKind.FORBIDDEN:
+                # Its key is told to the cluster once that has a quorum, by whoever told it to us.
+                raise CloudError(ErrorKind.UNAVAILABLE, f"waiting for the cluster to be told of {entity}") from error
             raise await waiting_for(store, error) from error
         finally:
             await connection.close()
@@ -168,18 +185,19 @@ class NodeDaemons:
                 if not folder.name.startswith("osd."):
                     await asyncio.to_thread(folder.delete)
 
-    async def _stop(self, folder: DaemonFolder) -> None:
+    async def _stop(self, folder: DaemonFolder, grace_s: float = GRACE_S) -> None:
         name = folder.name
         if name.startswith("osd."):
             number = folder.osd_number()
             if number is None:
                 return
             name = f"osd.{number}"
-        await self._supervisor.stop(process_name(folder.cluster, name), GRACE_S)
+        await self._supervisor.stop(process_name(folder.cluster, name), grace_s)
+        self._socket(folder.cluster, name).unlink(missing_ok=True)
 
     async def _give_back(self, folder: DaemonFolder) -> None:
         if folder.path.exists():
-            await self._stop(folder)
+            await self._stop(folder, SHORT_GRACE_S)
             await asyncio.to_thread(give_back, folder)
 
     async def remove(self, store: DesiredStore) -> None:
@@ -193,7 +211,7 @@ class NodeDaemons:
         if folder.name.startswith("osd."):
             await self._give_back(folder)
         else:
-            await self._stop(folder)
+            await self._stop(folder, SHORT_GRACE_S)
             await asyncio.to_thread(folder.delete)
 
     # --- what there is
