@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from scloud.agent.ceph_calls import CephCalls
 from scloud.agent.console import read_log
 from scloud.agent.deadlines import within
 from scloud.agent.figures import Figures
@@ -14,6 +15,7 @@ from scloud.agent.network import Network
 from scloud.agent.stores import Stores
 from scloud.agent.streams import Streams
 from scloud.agent.vms import VmSettings
+from scloud.drivers.ceph.protocol import CephDaemons
 from scloud.drivers.hypervisor.protocol import DiskFigures, Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.switch.protocol import Switch
@@ -40,6 +42,8 @@ class Calls:
         figures: Figures,
         streams: Streams,
         settings: VmSettings,
+        daemons: CephDaemons,
+        ceph: CephCalls,
     ) -> None:
         self._hypervisor = hypervisor
         self._switch = switch
@@ -50,6 +54,7 @@ class Calls:
         self._figures = figures
         self._streams = streams
         self._settings = settings
+        self._daemons = daemons
         self._methods: dict[str, Callable[[Params], Awaitable[Any]]] = {
             "ping": self._ping,
             "inventory": self._inventory,
@@ -58,6 +63,7 @@ class Calls:
             "console_log": self._console_log,
             "trace": self._trace,
             "open": self._open,
+            "ceph_command": ceph.command,
         }
 
     async def answer(self, method: str, params: Params) -> Any:
@@ -77,6 +83,7 @@ class Calls:
         ports = await within("query", "listing the switch's ports", self._switch.ports())
         vpcs = await within("query", "listing the VPCs' services", self._functions.vpcs())
         cookies = await within("flows", "counting the switch's flows", self._switch.flow_owners())
+        daemons = await within("query", "listing the node's storage daemons", self._daemons.daemons())
         keys = {*self._journal.desired, *self._journal.ofports, *(port.owner for port in ports)}
         names = {cookie_of(key): key for key in keys}
         owners = {names.get(cookie, f"unknown/{cookie:#x}") for cookie in cookies if cookie != _PIPELINE}
@@ -87,6 +94,7 @@ class Calls:
             ports=tuple(sorted(port.owner for port in ports)),
             namespaces=tuple(sorted(f"vpc/{vpc}" for vpc in vpcs)),
             flow_owners=tuple(sorted(owners)),
+            daemons=tuple(sorted(f"{facts.cluster}/{facts.name}" for facts in daemons)),
             pool_disks=tuple(sorted(await self._pool_disks())),
         )
 

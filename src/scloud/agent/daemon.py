@@ -11,6 +11,8 @@ from typing import Protocol
 
 from scloud.agent.board import Board
 from scloud.agent.calls import Calls
+from scloud.agent.ceph import NoCeph
+from scloud.agent.ceph_calls import CephCalls
 from scloud.agent.console import Consoles
 from scloud.agent.disks import Images
 from scloud.agent.figures import Figures
@@ -22,6 +24,7 @@ from scloud.agent.session import Session
 from scloud.agent.stores import NoPools, Pools, Stores
 from scloud.agent.streams import Streams
 from scloud.agent.vms import Seeds, VmSettings
+from scloud.drivers.ceph.protocol import CephControl, CephDaemons
 from scloud.drivers.hypervisor.protocol import Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.storage.protocol import Storage
@@ -49,6 +52,8 @@ class Drivers:
     storage: Storage
     functions: NetworkFunctions
     pools: Pools = field(default_factory=NoPools)
+    daemons: CephDaemons = field(default_factory=NoCeph)
+    control: CephControl = field(default_factory=NoCeph)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Daemon:
             around.seeds,
             around.network,
             around.vms,
+            drivers.daemons,
         )
         self._metadata = Metadata(drivers.functions, around.journal) if around.serve_metadata else None
         self.reconciler.network.services.listener = self._metadata
@@ -106,6 +112,8 @@ class Daemon:
             Figures(drivers.hypervisor, around.wall, loop.time),
             self._streams,
             around.vms,
+            drivers.daemons,
+            CephCalls(drivers.control),
         )
         session = Session(
             around.network.node,

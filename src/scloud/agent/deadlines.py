@@ -8,7 +8,9 @@ from typing import Literal, TypeVar
 
 from scloud.model.errors import CloudError, ErrorKind
 
-Step = Literal["query", "start", "power", "plug", "disk", "delete", "image", "switch", "flows", "services", "connect"]
+Step = Literal[
+    "query", "start", "power", "plug", "disk", "delete", "image", "switch", "flows", "services", "daemons", "connect"
+]
 
 DEADLINES_S: dict[Step, float] = {
     "query": 10.0,  # reading state from libvirt, the switch or the storage
@@ -21,6 +23,7 @@ DEADLINES_S: dict[Step, float] = {
     "switch": 15.0,  # one port
     "flows": 60.0,  # a whole node's flows: 100,000 take 3-8 s
     "services": 30.0,  # a namespace, its veth and dnsmasq
+    "daemons": 300.0,  # monitors, managers and OSDs of a node, made and started; a device's wiping
     "connect": 10.0,  # a guest's TCP port, the manager
 }
 T = TypeVar("T")

@@ -33,6 +33,8 @@ from scloud.agent.network import NetworkSettings
 from scloud.agent.seeds import SeedFolder
 from scloud.agent.upkeep import keep_tidy
 from scloud.agent.vms import VmSettings
+from scloud.drivers.ceph.control import RadosControl
+from scloud.drivers.ceph.daemons import NodeDaemons
 from scloud.drivers.hypervisor.accelerator import measure
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.netfunc.linux import LinuxNetworkFunctions
@@ -113,8 +115,14 @@ async def run(config: AgentConfig) -> None:
     log.info("engines are up; guests run by %s", accelerator.reason)
     hypervisor = LibvirtHypervisor("kvm" if accelerator.kind == "kvm" else "tcg")
     storage = LocalStorage(config.disks)
+    control = RadosControl()
     drivers = Drivers(
-        hypervisor, OvsSwitch(switch_config(config)), storage, LinuxNetworkFunctions(config.run / "vpcs", supervisor)
+        hypervisor,
+        OvsSwitch(switch_config(config)),
+        storage,
+        LinuxNetworkFunctions(config.run / "vpcs", supervisor),
+        daemons=NodeDaemons(config.root / "ceph", config.sockets, supervisor, lambda: storage_address(config)),
+        control=control,
     )
     journal = FileJournal(config.state / "journal")
     images = ImageCache(config.images, dial, storage.free_mib)
@@ -144,6 +152,7 @@ async def run(config: AgentConfig) -> None:
         await asyncio.gather(*keeping, return_exceptions=True)
         await images.close()
         await journal.close()
+        await control.close()
         await hypervisor.close()
         os.close(lock)
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from scloud.agent.board import Board
+from scloud.agent.ceph import Ceph
 from scloud.agent.deadlines import within
 from scloud.agent.disks import Disks, Images
 from scloud.agent.journal import AnyDesired, Journal
@@ -15,6 +16,7 @@ from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage, users_of_disk
 from scloud.agent.vms import Seeds, Vms, VmSettings
 from scloud.agent.work import Workers
+from scloud.drivers.ceph.protocol import CephDaemons
 from scloud.drivers.hypervisor.protocol import Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.switch.protocol import Switch
@@ -44,6 +46,7 @@ class Reconciler:
         seeds: Seeds,
         network: NetworkSettings,
         vms: VmSettings,
+        daemons: CephDaemons,
     ) -> None:
         self._hypervisor = hypervisor
         self._journal = journal
@@ -53,6 +56,7 @@ class Reconciler:
         self.disks = Disks(stores, journal, board, self.usage, images, self._wake)
         self.network = Network(switch, functions, journal, board, self.usage, network, self._wake)
         self.vms = Vms(*(hypervisor, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake))
+        self.ceph = Ceph(daemons, journal, board)
         self._sweeps = Workers(self._sweep)
         self._events: asyncio.Task[None] | None = None
         self._seen: dict[str, asyncio.Event] = {"domains": asyncio.Event(), "switch": asyncio.Event()}
@@ -62,6 +66,7 @@ class Reconciler:
         self._events = asyncio.get_running_loop().create_task(self._watch(), name="hypervisor events")
         for sweep in self._seen:
             self._sweeps.wake(sweep)
+        self.ceph.start()
 
     async def surveyed(self, timeout_s: float) -> None:
         """Return once what runs is known and was compared with what is desired, or after so many seconds."""
@@ -80,6 +85,7 @@ class Reconciler:
         if self._events is not None:
             self._events.cancel()
             await asyncio.gather(self._events, return_exceptions=True)
+        await self.ceph.stop()
         for pool in (self._sweeps, self.vms.workers, self.disks.workers, self.network.workers):
             await pool.stop()
 
@@ -133,6 +139,7 @@ class Reconciler:
             if isinstance(old, DesiredDisk) and isinstance(new, DesiredDisk) and old.limits != new.limits:
                 self._wake(users_of_disk(id, self._journal.desired))
         elif kind == "store":
+            self.ceph.workers.wake(key, urgent=True)
             self._store_changed(id, new if isinstance(new, DesiredStore) else None)
         else:
             if kind == "vpc" and new is None:
