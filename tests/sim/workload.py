@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from scloud.api.context import accepted, begin
+from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents import disks, networks, vms
 from scloud.api.schemas import VmCreate
 from scloud.controllers import finishing
@@ -183,7 +184,8 @@ class Tenant:
     # --- disks
 
     def _create_disk(self, tx: Tx) -> dict[str, Any]:
-        return disks.create_disk(tx, self._me, self._name("disk"), self._rng.choice([1, 4, 16]))
+        ask = DiskAsk(size_mib=self._rng.choice([1, 4, 16]))
+        return disks.create_disk(tx, self._me, self._name("disk"), ask)
 
     def _attach_disk(self, tx: Tx) -> dict[str, Any]:
         return disks.attach(tx, self._me, self._need(tx, Kind.DISK).id, self._need(tx, Kind.VM).id)

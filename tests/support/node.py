@@ -183,7 +183,8 @@ class ScriptedNode:
             state = {"on": "running", "off": "stopped", "absent": "absent"}[item.power]
             more: dict[str, Any] = {"cpus": item.cpus, "memory_mib": item.memory_mib}
         elif isinstance(item, DesiredDisk):
-            state, more = ("absent" if item.absent else "ready"), {"used_mib": 1}
+            taken = tuple((kept.id, item.size_mib) for kept in item.snapshots if not kept.absent)
+            state, more = ("absent" if item.absent else "ready"), {"used_mib": 1, "snapshots": taken}
         elif isinstance(item, DesiredPort) and item.node_id == self.id:
             state, more = ("absent" if item.absent else "ready"), {}
         else:

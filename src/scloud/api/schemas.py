@@ -170,6 +170,7 @@ class VmAsk(Value):
     cpus: Cpus = 1
     memory_mib: MemoryMib = 256
     disk_mib: DiskMib | None = Field(default=None, description="system disk; the image's size if not given")
+    disk_type: Ref | None = Field(default=None, description="of the system disk; without one it is on the VM's node")
     nics: Annotated[list[NicAsk], Field(max_length=8)] = []
     disks: Annotated[list[Ref], Field(max_length=16)] = []
     keypairs: Annotated[list[Ref], Field(max_length=16)] = []
@@ -201,15 +202,6 @@ class RebuildAsk(Value):
 class ResizeAsk(Value):
     cpus: Cpus | None = None
     memory_mib: MemoryMib | None = None
-
-
-class DiskAsk(Value):
-    size_mib: DiskMib
-
-
-class DiskCreate(Value):
-    name: Name
-    spec: DiskAsk
 
 
 class AttachAsk(Value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scloud.controllers import finishing, snapshots
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import CloudError
-from scloud.model.kinds import Kind, State
+from scloud.model.kinds import State
 from scloud.model.specs import DiskSpec
 from scloud.model.statuses import DiskStatus
 from scloud.store import operations
@@ -51,7 +51,7 @@ def restore(tx: Tx, disk: Resource, name: str | None) -> Resource:
     return row
 
 
-def named(tx: Tx, account: str, name: str, rows: list[Resource]) -> list[Resource]:
+def named(account: str, name: str, rows: list[Resource]) -> list[Resource]:
     """Those of the trashed disks that were called so, oldest first."""
-    mine = [row for row in rows if row.account == account and row.kind == Kind.DISK and row.state == State.TRASHED]
+    mine = [row for row in rows if row.account == account]
     return [row for row in mine if row.spec_as(DiskSpec).former_name == name]

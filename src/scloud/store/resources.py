@@ -152,8 +152,12 @@ def page(
     limit: int,
     after: str | None = None,
     filters: Mapping[str, Any] | None = None,
+    without: Mapping[str, Any] | None = None,
 ) -> tuple[list[Resource], str | None]:
-    """One page in order of id (that is, of making) and the cursor of the next; of one account, several, or all."""
+    """One page in order of id (that is, of making) and the cursor of the next; of one account, several, or all.
+
+    `filters` are what columns must be, `without` what they must not be.
+    """
     query = select(resource).where(resource.c.kind == kind, resource.c.gone.is_(False))
     if isinstance(account, str):
         query = query.where(resource.c.account == account)
@@ -161,6 +165,8 @@ def page(
         query = query.where(resource.c.account.in_(account))
     for column, value in (filters or {}).items():
         query = query.where(resource.c[column] == value)
+    for column, value in (without or {}).items():
+        query = query.where(resource.c[column] != value)
     if after:
         query = query.where(resource.c.id > after)
     rows = [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id).limit(limit + 1))]

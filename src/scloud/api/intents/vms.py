@@ -7,9 +7,10 @@ from typing import Any
 
 from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image, resolve_node, side_name
+from scloud.api.intents.disks import find_type, refuse_lost, usable
 from scloud.api.intents.networks import groups_for, make_nic
 from scloud.api.schemas import NicAsk, VmAsk, VmCreate
-from scloud.controllers import finishing, placement
+from scloud.controllers import finishing, placement, serving, snapshots
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.kinds import PREFIX, Kind, State
 from scloud.model.specs import DiskSpec, KeypairSpec, NicSpec, VmSpec
@@ -58,7 +59,11 @@ def _disk_size(image: Resource, wanted: int | None) -> int:
 def dry_run(tx: Tx, account: str, ask: VmAsk, loads: placement.Loads) -> Plan:
     """Where a VM would go now; nothing is kept."""
     spec, image = _spec(tx, account, ask)
-    request = placement.request_for(tx, account, spec, _disk_size(image, ask.disk_mib))
+    size = _disk_size(image, ask.disk_mib)
+    _type, pool = find_type(tx, "spec.disk_type", ask.disk_type)
+    disks = [resolve(tx, "spec.disks", Kind.DISK, ref, account).spec_as(DiskSpec) for ref in ask.disks]
+    pools = [item.pool for item in disks if item.pool is not None] + ([pool] if pool is not None else [])
+    request = placement.request_for(tx, account, spec, 0 if pool is not None else size, pools=pools)
     return placement.plan(tx, request, loads)
 
 
@@ -86,7 +91,7 @@ def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Ope
     uses = [(id, image.id, "image")]
     if spec.placement_group:
         uses.append((id, spec.placement_group, "group"))
-    uses += _make_system_disk(tx, vm, image, size)
+    uses += _make_system_disk(tx, vm, image, size, ask.disk_type)
     refer_all(tx, uses)
     for ref in ask.disks:
         _take_disk(tx, row, resolve(tx, "spec.disks", Kind.DISK, ref, account))
@@ -95,10 +100,14 @@ def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Ope
     return op, row
 
 
-def _make_system_disk(tx: Tx, vm: Owner, image: Resource, size_mib: int) -> list[tuple[str, str, str]]:
+def _make_system_disk(
+    tx: Tx, vm: Owner, image: Resource, size_mib: int, disk_type: str | None
+) -> list[tuple[str, str, str]]:
     """Returns what the disk uses."""
     id = tx.new_id(PREFIX[Kind.DISK])
-    spec = DiskSpec(size_mib=size_mib, image=image.id, vm=vm.id, system=True)
+    type_, pool = find_type(tx, "spec.disk_type", disk_type)
+    spec = DiskSpec(size_mib=size_mib, image=image.id, vm=vm.id, system=True, type=type_, pool=pool)
+    serving.promise(tx, spec, None, size_mib)
     name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
     create(tx, Kind.DISK, vm.account, name, spec, DiskStatus(state=State.PENDING), id=id, parent=vm.id)
     return [(id, vm.id, "vm"), (id, image.id, "image")]
@@ -108,7 +117,7 @@ def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:
     spec = disk.spec_as(DiskSpec)
     if spec.vm is not None:
         raise CloudError(ErrorKind.IN_USE, f"spec.disks: disk '{disk.name}' is attached to another VM; detach it first")
-    refuse_while_leaving(disk)
+    refuse_lost(usable(disk))
     save(tx, disk, spec=spec.model_copy(update={"vm": vm.id}), parent=vm.id)
     refer(tx, disk.id, vm.id, "vm")
 
@@ -211,11 +220,21 @@ def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, 
     old = disk.spec_as(DiskSpec)
     if image.status_as(ImageStatus).size_mib > old.size_mib:
         raise invalid("image", f"needs {image.status_as(ImageStatus).size_mib} MiB, the disk has {old.size_mib}")
+    kept = [row.name for row in snapshots.of_disk(tx, disk.id)]
+    if kept:
+        raise CloudError(
+            ErrorKind.IN_USE,
+            f"vm '{vm.name}' cannot be rebuilt while its system disk has snapshots: {', '.join(kept[:5])}"
+            + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
+            + "; roll back to one instead, or delete them first",
+            users=[f"snapshot {name}" for name in kept],
+        )
     for row in (disk, vm):
         unrefer(tx, row.id, role="image")
         refer(tx, row.id, image.id, "image")
     state = disk.status_as(DiskStatus).model_copy(update={"state": State.UPDATING, "reason": "being made anew"})
-    save(tx, disk, spec=old.model_copy(update={"image": image.id, "rebuilds": old.rebuilds + 1}), status=state)
+    anew = {"image": image.id, "rebuilds": old.rebuilds + 1, "flattened": False, "rollback_to": None}
+    save(tx, disk, spec=old.model_copy(update=anew), status=state)
     return _change(
         tx, vm, "vm.rebuild", State.UPDATING, "being rebuilt", image=image.id, power="on", starts=spec.starts + 1
     )
@@ -228,13 +247,28 @@ def rename(tx: Tx, account: str, ref: str, name: str) -> dict[str, Any]:
     return accepted(begin_and_end(tx, "vm.rename", row, "done; the guest takes its new name at its next start"), row)
 
 
-def delete(tx: Tx, account: str, ref: str) -> dict[str, Any]:
-    """Works from any state. Asking again while it is under way is answered with the operation that does it."""
+def delete(tx: Tx, account: str, ref: str, keep_disks_s: float | None = None) -> dict[str, Any]:
+    """Works from any state. Asking again while it is under way is answered with the operation that does it.
+
+    With `keep_disks_s` its system disk waits so many seconds in the trash, which one of a node's own storage cannot.
+    """
     vm = get(tx, Kind.VM, ref, account)
+    mine = [row for row in finishing.owned(tx, vm) if row.kind == Kind.DISK]
+    if keep_disks_s is not None and vm.state != State.DELETING:
+        for disk in mine:
+            if disk.spec_as(DiskSpec).pool is None:
+                raise CloudError(
+                    ErrorKind.CONFLICT,
+                    f"disk '{disk.name}' is in its node's own storage and goes with the VM; delete the VM without "
+                    "keeping disks, or make an image of it first (`scloud image create-from`)",
+                )
+    elif vm.state != State.DELETING:
+        for disk in mine:
+            snapshots.refuse_clones(tx, disk)
     if vm.state == State.DELETING:
         for op in operations.open_for(tx, vm.id):
             if op.action == "vm.delete":
                 return accepted(op, vm)
     op = begin(tx, "vm.delete", vm)
-    finishing.begin_vm_deletion(tx, vm)
+    finishing.begin_vm_deletion(tx, vm, None if keep_disks_s is None else tx.now + keep_disks_s)
     return accepted(operations.get(tx, op.id, None) or op, find(tx, vm.id) or vm)

@@ -98,9 +98,15 @@ async def rename_vm(ref: RefPath, body: Rename, context: ContextDep, caller: Cal
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_vm(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def delete_vm(
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    keep_disks: Annotated[bool, Query(description="its system disk waits in the trash for a while")] = False,
+) -> Response:
     """Delete it with its system disk and the nics made with it; data disks stay."""
-    return await write(context, caller, lambda tx: vms.delete(tx, owner_for(tx, Kind.VM, ref, caller), ref))
+    keep_s = context.manager.settings.trash_hours * 3600 if keep_disks else None
+    return await write(context, caller, lambda tx: vms.delete(tx, owner_for(tx, Kind.VM, ref, caller), ref, keep_s))
 
 
 @router.post("/{ref}/actions/start", status_code=202, response_model=Accepted)

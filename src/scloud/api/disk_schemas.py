@@ -1,0 +1,94 @@
+"""What requests about disks and snapshots carry, and what their answers look like."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from scloud.api.schemas import Answer
+from scloud.model.base import Value
+from scloud.model.fields import DiskMib, Name, Ref
+from scloud.model.snapshots import DiskLimits, Rate, SnapshotSchedule
+
+
+class DiskAsk(Value):
+    size_mib: DiskMib | None = Field(default=None, description="needed unless it is made from a snapshot")
+    type: Ref | None = Field(default=None, description="the disk type; without one it is on its VM's own node")
+    snapshot: Ref | None = Field(default=None, description="begin with this snapshot's bytes, in its pool")
+
+
+class DiskCreate(Value):
+    name: Name
+    spec: DiskAsk
+
+
+class DiskResize(Value):
+    size_mib: DiskMib
+
+
+class LimitAsk(Value):
+    """What is not given stays as it is; 0 is without limit."""
+
+    iops: Rate | None = Field(default=None, description="reads and writes a second")
+    kib_per_s: Rate | None = Field(default=None, description="KiB a second, reads and writes together")
+
+    def on(self, old: DiskLimits) -> DiskLimits:
+        return DiskLimits(
+            iops=old.iops if self.iops is None else self.iops,
+            kib_per_s=old.kib_per_s if self.kib_per_s is None else self.kib_per_s,
+        )
+
+
+class ScheduleAsk(Value):
+    """Null ends the schedule; the snapshots that it made stay."""
+
+    schedule: SnapshotSchedule | None
+
+
+class RollbackAsk(Value):
+    snapshot: Ref
+
+
+class RestoreAsk(Value):
+    name: Name | None = Field(default=None, description="another name than its former one")
+
+
+class MoveAsk(Value):
+    type: Ref
+
+
+class SnapshotAsk(Value):
+    disk: Ref
+
+
+class SnapshotCreate(Value):
+    name: Name
+    spec: SnapshotAsk
+
+
+class FromDiskSpec(Value):
+    """An image from a disk, or from the system disk of a VM that is off."""
+
+    disk: Ref | None = None
+    vm: Ref | None = None
+    login_user: Annotated[str | None, Field(max_length=32, pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = None
+
+
+class ImageFromDisk(Value):
+    name: Name
+    spec: FromDiskSpec
+
+
+class DiskFigures(Answer):
+    """Counters of who has it open now are zero while nobody has. Rates are since the last time of asking."""
+
+    disk: str
+    size_mib: int
+    used_mib: int
+    iops_read: float = 0.0
+    iops_write: float = 0.0
+    kib_read_per_s: float = 0.0
+    kib_write_per_s: float = 0.0
+    latency_read_ms: float | None = None
+    latency_write_ms: float | None = None
