@@ -1,0 +1,72 @@
+"""Devices, hosts and monitors of a deployed cluster: what is to be taken in, out, moved, forgotten. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from scloud.model.storage import Device
+from scloud.reconcile.ceph.commands import Command, mgr, mon
+from scloud.reconcile.ceph.layout import Site
+from scloud.reconcile.ceph.view import View
+
+
+def plan_osds(devices: Iterable[Device], nodes: Collection[str], view: View) -> list[Command]:
+    """`nodes` are those that are still part of the cloud: what was on another is purged without asking it."""
+    steps = []
+    for device in devices:
+        osd = view.osd(device.uuid)
+        if osd is None:
+            continue
+        if device.out and osd.taken_in:
+            steps.append(mon(f"drain osd.{osd.number}", "osd out", ids=[str(osd.number)]))
+        elif not device.out and not osd.taken_in and osd.up:
+            steps.append(mon(f"take in osd.{osd.number}", "osd in", ids=[str(osd.number)]))
+        elif device.drained and not osd.up and view.manager:
+            lost = {} if device.node in nodes else {"force": True}
+            steps.append(mgr(f"forget osd.{osd.number}", "osd purge", id=osd.number, yes_i_really_mean_it=True, **lost))
+    return steps
+
+
+def plan_tree(sites: Mapping[str, Site], view: View) -> list[Command]:
+    """Hosts go where their labels say; what is left without OSDs and is no node's goes."""
+    steps = []
+    names = {site.name for site in sites.values()}
+    wanted: dict[str, str] = {}
+    for site in sites.values():
+        place = view.hosts.get(site.name)
+        above = {level: name for level, name in site.place.items() if level != "host"}
+        wanted |= {name: level for level, name in above.items()}
+        if place is None or dict(place) == above:
+            continue
+        for level, name in above.items():
+            if name not in view.buckets:
+                steps.append(mon(f"make {level} {name}", "osd crush add-bucket", name=name, type=level))
+        if {"datacenter", "rack"} <= above.keys():
+            rack, datacenter = above["rack"], above["datacenter"]
+            steps.append(
+                mon(f"rack {rack}", "osd crush move", name=rack, args=["root=default", f"datacenter={datacenter}"])
+            )
+        args = ["root=default", *(f"{level}={name}" for level, name in above.items())]
+        steps.append(mon(f"{site.name} has moved", "osd crush move", name=site.name, args=args))
+    for name in view.empty_buckets:
+        if name not in names and name not in wanted:
+            steps.append(mon(f"nothing is in {name}", "osd crush rm", name=name))
+    return steps
+
+
+def plan_monitors(wanted: Collection[str], view: View) -> list[Command]:
+    """Monitors that are not to be there any more leave one by one, once all that are to be there have joined."""
+    if not wanted or not set(wanted) <= set(view.quorum):
+        return []
+    extra = sorted(set(view.monitors) - set(wanted))
+    return [mon(f"monitor {extra[0]} leaves", "mon remove", name=extra[0])] if extra else []
+
+
+def draining(devices: Iterable[Device], view: View) -> list[int]:
+    """OSDs that take no more data and of which is to be asked whether anything still needs them."""
+    found = []
+    for device in devices:
+        osd = view.osd(device.uuid)
+        if device.out and not device.drained and osd is not None and not osd.taken_in:
+            found.append(osd.number)
+    return found

@@ -1,0 +1,84 @@
+"""Settings of a deployed cluster: what gives way to what, when it scrubs, which hosts may be away. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scloud.model.storage import RecoveryProfile, StorageClusterSpec
+from scloud.reconcile.ceph.commands import Command, mon
+from scloud.reconcile.ceph.view import View
+
+DAY = 86400
+HEALTH_POOL = "device_health_metrics"
+"""Made by the manager for SMART data that nobody reads here; on fewer than three hosts it could never be healthy."""
+
+# (backfills at a time, recoveries at a time, pause in seconds between, priority against clients' 63), each OSD's.
+_PACE: dict[RecoveryProfile, tuple[str, str, str, str]] = {
+    RecoveryProfile.CLIENT: ("1", "1", "0.02", "1"),
+    RecoveryProfile.BALANCED: ("2", "3", "0.0", "3"),
+    RecoveryProfile.RECOVERY: ("8", "10", "0.0", "40"),
+}
+
+
+def settings(spec: StorageClusterSpec) -> dict[tuple[str, str], str]:
+    """(section, name) to value."""
+    backfills, active, pause, priority = _PACE[spec.recovery_profile]
+    deep = spec.deep_scrub_days * DAY
+    return {
+        ("osd", "osd_max_backfills"): backfills,
+        ("osd", "osd_recovery_max_active"): active,
+        ("osd", "osd_recovery_sleep_hdd"): pause,
+        ("osd", "osd_recovery_sleep_ssd"): pause,
+        ("osd", "osd_recovery_sleep_hybrid"): pause,
+        ("osd", "osd_recovery_op_priority"): priority,
+        ("osd", "osd_scrub_begin_hour"): str(spec.scrub_begin_hour),
+        ("osd", "osd_scrub_end_hour"): str(spec.scrub_end_hour % 24),
+        ("osd", "osd_deep_scrub_interval"): str(float(deep)),
+        ("osd", "osd_scrub_max_interval"): str(float(max(deep, 2 * DAY))),
+        ("mon", "mon_warn_on_pool_no_redundancy"): "false",
+        ("global", "osd_pool_default_pg_autoscale_mode"): "off",
+        ("mgr", "mgr/devicehealth/enable_monitoring"): "false",
+    }
+
+
+def _same(have: str, want: str) -> bool:
+    """Monitors write numbers in their own way."""
+    try:
+        return abs(float(have) - float(want)) < 1e-6
+    except ValueError:
+        return have == want
+
+
+def plan_settings(spec: StorageClusterSpec, present: Mapping[tuple[str, str], str]) -> list[Command]:
+    return [
+        mon(f"set {name} to {value}", "config set", who=section, name=name, value=value)
+        for (section, name), value in settings(spec).items()
+        if not _same(present.get((section, name), ""), value)
+    ]
+
+
+def plan_noout(hosts: Mapping[str, bool], view: View) -> list[Command]:
+    """`hosts`: whether each host's OSDs are to stay in while they are down. A host without OSDs has no flag."""
+    steps = []
+    for host, on in sorted(hosts.items()):
+        if on and host not in view.noout and host in view.hosts:
+            steps.append(mon(f"maintenance of {host} begins", "osd set-group", flags="noout", who=[host]))
+        elif not on and host in view.noout:
+            steps.append(mon(f"maintenance of {host} ends", "osd unset-group", flags="noout", who=[host]))
+    return steps
+
+
+def plan_health_pool(view: View, present: Mapping[tuple[str, str], str]) -> list[Command]:
+    """Once the manager does not want it any more."""
+    off = present.get(("mgr", "mgr/devicehealth/enable_monitoring")) == "false"
+    if HEALTH_POOL not in view.pools or not off:
+        return []
+    return [
+        mon(
+            "the manager's own pool is of no use",
+            "osd pool delete",
+            pool=HEALTH_POOL,
+            pool2=HEALTH_POOL,
+            yes_i_really_really_mean_it=True,
+        )
+    ]
