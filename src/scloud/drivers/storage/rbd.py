@@ -1,0 +1,263 @@
+"""Disks as RBD images in one pool of a storage cluster (names: see `rbd_names`).
+
+Limits are kept by QEMU alone (`iotune`), as for local disks: librbd's own (`rbd_qos_*`) would be a second, slower
+bucket behind it, that whoever has the disk open does not always let go of when the limits are raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scloud.drivers.storage import rbd_fence
+from scloud.drivers.storage import rbd_names as names
+from scloud.drivers.storage.extents import Extent
+from scloud.drivers.storage.place import RbdPlace, secret_of
+from scloud.drivers.storage.protocol import DiskFacts, Source
+from scloud.drivers.storage.rbd_cluster import Cluster, Session, refuse_fenced, set_omap
+from scloud.drivers.storage.rbd_images import Images, has_parent, pieces, write
+from scloud.drivers.storage.sparse import Stopped
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.snapshots import DiskLimits
+
+MIB = 1024 * 1024
+AT_ONCE = 4
+"""Extents told by one trip to a thread."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RadosPool:
+    """A pool as its cluster calls it; an erasure-coded one has its data in `data`."""
+
+    name: str
+    data: str | None = None
+
+
+class RbdStorage:
+    """`conf` is the ceph.conf that QEMU opens its disks with. Nothing is asked of the cluster before the first call."""
+
+    shared = True
+
+    def __init__(self, cluster: Cluster, pool: RadosPool, conf: Path) -> None:
+        self._cluster = cluster
+        self._pool = pool
+        self._conf = conf
+        self._images = Images(cluster.access.node, pool.name, pool.data)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._importing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._swept = threading.Event()
+        self._sweeping = threading.Lock()
+        cluster.join(pool.name)
+
+    async def _run(self, doing: str, work: Callable[[Any], Result], stop: threading.Event | None = None) -> Result:
+        """`work` with this pool's I/O context. The first call removes what a crash left."""
+
+        def inside(session: Session) -> Result:
+            context = session.pool(self._cluster.access, self._pool.name)
+            with self._sweeping:
+                if not self._swept.is_set():
+                    self._images.sweep(context)
+                    self._swept.set()
+            return work(context)
+
+        return await self._cluster.run(doing, inside, stop)
+
+    # --- disks
+
+    async def has_image(self, image: str) -> bool:
+        return await self._run(f"look for image {image}", lambda context: self._images.has_base(context, image))
+
+    async def images(self) -> list[str]:
+        found = await self._run("list images", self._images.names)
+        return sorted(image for image in map(names.parse_base, found) if image is not None)
+
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+        async with self._locks[disk]:
+            stop = threading.Event()
+
+            def make(context: Any) -> None:
+                with suppress(Stopped):
+                    self._images.create(context, disk, size_mib, source, incarnation, stop.is_set)
+
+            await self._run(f"make disk {disk}", make, stop)
+
+    async def resize(self, disk: str, size_mib: int) -> None:
+        def grow(context: Any) -> None:
+            with self._images.opened(context, disk, write=True) as image:
+                size = image.size()
+                if size_mib * MIB < size:
+                    raise CloudError(
+                        ErrorKind.INVALID, f"a disk cannot shrink: it has {size // MIB} MiB, not {size_mib}"
+                    )
+                if size_mib * MIB > size:
+                    image.resize(size_mib * MIB)
+
+        async with self._locks[disk]:
+            await self._run(f"grow disk {disk}", grow)
+
+    async def delete(self, disk: str) -> None:
+        async with self._locks[disk]:
+            await self._run(f"delete disk {disk}", lambda context: self._images.delete(context, disk))
+
+    async def show(self, disk: str) -> DiskFacts | None:
+        return await self._run(f"look at disk {disk}", lambda context: self._images.facts(context, disk))
+
+    async def disks(self) -> list[DiskFacts]:
+        found = await self._run("list disks", self._images.names)
+        disks = sorted({one[0] for one in map(names.parse_disk, found) if one is not None})
+        facts = await asyncio.gather(*(self.show(disk) for disk in disks))
+        return [one for one in facts if one is not None]
+
+    async def locate(self, disk: str) -> RbdPlace:
+        """From now on the disk counts as this node's, for whoever has to cut it off."""
+        access = self._cluster.access
+
+        def find(context: Any) -> str:
+            refuse_fenced(context, access.node)
+            name = self._images.name(context, disk)
+            set_omap(context, names.NODES, disk, access.node)
+            return name
+
+        return RbdPlace(
+            pool=self._pool.name,
+            image=await self._run(f"locate disk {disk}", find),
+            monitors=tuple(monitors(access.mon_host)),
+            user=access.user,
+            secret=secret_of(access.cluster, access.user),
+            conf=self._conf,
+        )
+
+    async def free_mib(self) -> tuple[int, int]:
+        def ask(session: Session) -> tuple[int, int]:
+            code, answer, words = session.rados.mon_command(json.dumps({"prefix": "df", "format": "json"}), b"")
+            if code != 0:
+                raise CloudError(ErrorKind.ENGINE, f"df: {words}")
+            wanted = self._pool.data or self._pool.name
+            stats = next((pool["stats"] for pool in json.loads(answer)["pools"] if pool["name"] == wanted), None)
+            if stats is None:
+                raise CloudError(ErrorKind.NOT_FOUND, f"the storage cluster has no pool {wanted}")
+            return int(stats["max_avail"]) // MIB, int(stats["max_avail"] + stats["stored"]) // MIB
+
+        return await self._cluster.run(f"ask for the space in pool {self._pool.name}", ask)
+
+    # --- snapshots
+
+    async def snapshot(self, disk: str, snapshot: str) -> None:
+        def take(context: Any) -> None:
+            with self._images.opened(context, disk, write=True) as image:
+                if snapshot not in {snap["name"] for snap in image.list_snaps()}:
+                    image.create_snap(snapshot)
+
+        async with self._locks[disk]:
+            await self._run(f"take snapshot {snapshot} of disk {disk}", take)
+
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
+        async with self._locks[disk]:
+            await self._run(
+                f"delete snapshot {snapshot} of disk {disk}",
+                lambda context: self._images.delete_snapshot(context, disk, snapshot),
+            )
+
+    async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
+        def bring_back(context: Any) -> None:
+            with self._images.opened(context, disk, write=True) as image:
+                if int(dict(image.metadata_list()).get(names.ROLLED_BACK, 0)) == number:
+                    return
+                if snapshot not in {snap["name"] for snap in image.list_snaps()}:
+                    raise CloudError(
+                        ErrorKind.NOT_FOUND, f"snapshot {snapshot} of disk {disk} is not in {self._pool.name}"
+                    )
+                if len(watchers := list(image.watchers_list())) > 1:
+                    others = ", ".join(sorted(watcher["addr"] for watcher in watchers))
+                    raise CloudError(ErrorKind.IN_USE, f"disk {disk} is open ({others}): it cannot be rolled back")
+                image.rollback_to_snap(snapshot)
+                image.metadata_set(names.ROLLED_BACK, str(number))
+                self._images.changed(disk)
+
+        async with self._locks[disk]:
+            await self._run(f"roll disk {disk} back to {snapshot}", bring_back)
+
+    async def flatten(self, disk: str) -> None:
+        def copy(context: Any) -> None:
+            with self._images.opened(context, disk, write=True) as image:
+                if has_parent(image):
+                    image.flatten()
+                    self._images.changed(disk)
+
+        async with self._locks[disk]:
+            await self._run(f"flatten disk {disk}", copy)
+
+    async def limit(self, disk: str, limits: DiskLimits) -> None:
+        """Nothing of Ceph's is set: QEMU keeps them (see above). `CloudError(NOT_FOUND)` if there is no such disk."""
+        await self._run(f"limit disk {disk}", lambda context: self._images.name(context, disk))
+
+    # --- bytes in and out
+
+    async def export(self, disk: str, snapshot: str, since: str | None) -> AsyncIterator[Extent]:
+        doing = f"export snapshot {snapshot} of disk {disk}"
+        image = await self._run(doing, lambda context: self._images.open_at(context, disk, snapshot, since))
+        try:
+            told = pieces(image, since)
+            while batch := await self._run(doing, lambda _: list(islice(told, AT_ONCE))):
+                for extent in batch:
+                    yield extent
+        finally:
+            await self._run(doing, lambda _: image.close())
+
+    async def restore(self, disk: str, extents: AsyncIterator[Extent]) -> None:
+        doing = f"restore disk {disk}"
+        async with self._locks[disk]:
+            image = await self._run(doing, lambda context: self._images.open_to_write(context, disk))
+            try:
+                async for offset, piece in extents:
+                    await self._run(doing, partial(_put, image, offset, piece))
+                await self._run(doing, lambda _: image.flush())
+            finally:
+                await self._run(doing, lambda _: image.close())
+
+    # --- who is writing
+
+    async def fence(self, node: str) -> None:
+        pools = sorted(self._cluster.pools)
+        await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, node))
+
+    async def is_fenced(self, node: str) -> bool:
+        return await self._cluster.run(
+            f"ask whether {node} is fenced",
+            lambda session: rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), node),
+        )
+
+    async def unfence(self, node: str) -> None:
+        pools = sorted(self._cluster.pools)
+        await self._cluster.run(f"unfence {node}", lambda session: rbd_fence.unfence(session, pools, node))
+
+    async def close(self) -> None:
+        await self._cluster.leave()
+
+
+def _put(image: Any, offset: int, piece: bytes | int, _context: Any) -> None:
+    write(image, offset, piece)
+
+
+def monitors(mon_host: str) -> list[str]:
+    """`[v2:10.0.0.1:3300,v1:10.0.0.1:6789],10.0.0.2` as IP:PORT, or IP where no port is said; once for each monitor."""
+    found = []
+    for part in mon_host.replace("]", "").replace(" ", ",").split("["):
+        plain = [one.removeprefix("v2:").removeprefix("v1:") for one in part.split(",") if one]
+        same: set[str] = set()
+        for one in plain:
+            address = one.partition("/")[0]
+            if (host := address.rpartition(":")[0] or address) not in same:
+                same.add(host)
+                found.append(address)
+    return found

@@ -1,0 +1,245 @@
+"""One node's connection to one storage cluster, shared by the drivers of its pools.
+
+librados and librbd block, so every call runs in a thread of this connection's own, with time limits of the library's:
+a cluster that is away costs these threads and nothing else. A session that was cut off is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import rados
+import rbd
+
+from scloud.drivers.storage import rbd_names as names
+from scloud.model.errors import CloudError, ErrorKind
+
+Result = TypeVar("Result")
+
+THREADS = 8
+OPTIONS = {
+    # Without these two a client stands still for 10-15 s when a primary OSD dies; with them 2 s.
+    "objecter_timeout": "1",
+    "objecter_tick_interval": "0.5",
+    # Seconds. Above the time in which a cluster elects a monitor or finds out that an OSD is dead.
+    "client_mount_timeout": "10",
+    "rados_mon_op_timeout": "20",
+    "rados_osd_op_timeout": "30",
+    "log_file": "",
+    "log_to_stderr": "false",
+    "err_to_stderr": "false",
+    "admin_socket": "",
+    # Clones of snapshots that are protected: known to every cluster, and what depends on what can be told.
+    "rbd_default_clone_format": "1",
+}
+_KINDS = {
+    errno.ENOENT: ErrorKind.NOT_FOUND,
+    errno.EEXIST: ErrorKind.CONFLICT,
+    errno.EBUSY: ErrorKind.IN_USE,
+    errno.ENOSPC: ErrorKind.NO_CAPACITY,
+    errno.EDQUOT: ErrorKind.NO_CAPACITY,
+    errno.ETIMEDOUT: ErrorKind.UNAVAILABLE,
+    errno.EACCES: ErrorKind.FORBIDDEN,
+    errno.EPERM: ErrorKind.FORBIDDEN,
+    errno.ESHUTDOWN: ErrorKind.CONFLICT,
+}
+_WORDS = {
+    errno.ETIMEDOUT: "the storage cluster does not answer; see `scloud storage-cluster show`",
+    errno.EACCES: "the storage cluster does not take this node's key",
+    errno.EPERM: "the storage cluster does not allow it with this node's key",
+    errno.ESHUTDOWN: "this node was cut off from the storage cluster",
+    errno.ENOSPC: "the pool is full",
+    errno.EDQUOT: "the pool's quota is used up",
+}
+
+
+@dataclass(frozen=True)
+class ClusterAccess:
+    """How a node reaches a cluster: as the cephx user `user` (without `client.`)."""
+
+    node: str
+    cluster: str
+    mon_host: str
+    user: str
+    key: str
+
+
+def code_of(error: Exception) -> int:
+    """errno of a librados or librbd error; 0 if it has none."""
+    code = getattr(error, "errno", None)
+    return abs(code) if isinstance(code, int) else 0
+
+
+def cloud_error(error: Exception, doing: str) -> CloudError:
+    """Ceph's error as ours, with what it means."""
+    code = code_of(error)
+    return CloudError(_KINDS.get(code, ErrorKind.ENGINE), f"{doing}: {_WORDS.get(code) or error}")
+
+
+class Session:
+    """One connection to the cluster, with an I/O context for each pool and thread."""
+
+    def __init__(self, access: ClusterAccess) -> None:
+        conf = {**OPTIONS, "mon_host": access.mon_host, "key": access.key}
+        self.rados: Any = rados.Rados(rados_id=access.user, conf=conf)
+        self.rados.connect()
+        self.address = _address(self.rados.get_addrs())
+        self._local = threading.local()
+        self._registered: set[str] = set()
+
+    def pool(self, access: ClusterAccess, pool: str) -> Any:
+        """This thread's I/O context of a pool; the pool is first told which node this session is of."""
+        contexts: dict[str, Any] | None = getattr(self._local, "contexts", None)
+        if contexts is None:
+            contexts = self._local.contexts = {}
+        if pool not in contexts:
+            contexts[pool] = self.rados.open_ioctx(pool)
+        context = contexts[pool]
+        if pool not in self._registered:
+            refuse_fenced(context, access.node)
+            set_omap(context, names.SESSIONS, access.node, self.address)
+            self._registered.add(pool)
+        return context
+
+    def end(self) -> None:
+        with suppress(rados.Error):
+            self.rados.shutdown()
+
+
+class Cluster:
+    """`run` carries out blocking work. Pools that a driver has named are those that a node is fenced off from."""
+
+    def __init__(self, access: ClusterAccess) -> None:
+        self.access = access
+        self.pools: set[str] = set()
+        self._threads = ThreadPoolExecutor(THREADS, f"rbd-{access.cluster}")
+        self._connecting = threading.Lock()
+        self._session: Session | None = None
+        self._users = 0
+        self.closed = False
+
+    def join(self, pool: str) -> None:
+        self.pools.add(pool)
+        self._users += 1
+
+    async def leave(self) -> bool:
+        """True if that was the last one, and the connection is closed."""
+        self._users -= 1
+        if self._users > 0:
+            return False
+        self.closed = True
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._end)
+        self._threads.shutdown(wait=False)
+        return True
+
+    async def run(self, doing: str, work: Callable[[Session], Result], stop: threading.Event | None = None) -> Result:
+        """In a thread. Cancelled, it sets `stop` and waits for the thread: nothing goes on unseen.
+
+        That takes as long as the library's time limits at most.
+        """
+        thread = asyncio.get_running_loop().run_in_executor(self._threads, self._do, doing, work)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.set()
+            while not thread.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([thread])
+            thread.cancelled() or thread.exception()
+            raise
+
+    def _do(self, doing: str, work: Callable[[Session], Result]) -> Result:
+        with explained(doing):
+            session = self._connected()
+            try:
+                return work(session)
+            except (rados.Error, rbd.Error) as error:
+                if code_of(error) in (errno.ESHUTDOWN, errno.ENOTCONN):
+                    self._drop(session)
+                raise
+
+    def _connected(self) -> Session:
+        with self._connecting:
+            if self._session is None:
+                self._session = Session(self.access)
+            return self._session
+
+    def _drop(self, session: Session) -> None:
+        """Others may be in the middle of a call of it: it is left to them, and to whoever collects it."""
+        with self._connecting:
+            if self._session is session:
+                self._session = None
+
+    def _end(self) -> None:
+        with self._connecting:
+            session, self._session = self._session, None
+        if session is not None:
+            session.end()
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (rados.Error, rbd.Error) as error:
+        raise cloud_error(error, doing) from error
+
+
+def omap(context: Any, name: str) -> dict[str, str]:
+    """All of an object's omap; nothing of one that is not there."""
+    found: dict[str, str] = {}
+    after = ""
+    while True:
+        with rados.ReadOpCtx() as operation:
+            rows, _ = context.get_omap_vals(operation, after, "", 1000)
+            try:
+                context.operate_read_op(operation, name)
+            except rados.ObjectNotFound:
+                return found
+            page = {str(key): bytes(value or b"").decode() for key, value in rows}
+        if not page:
+            return found
+        found |= page
+        after = max(page)
+
+
+def set_omap(context: Any, name: str, key: str, value: str) -> None:
+    with rados.WriteOpCtx() as operation:
+        context.set_omap(operation, (key,), (value.encode(),))
+        context.operate_write_op(operation, name)
+
+
+def remove_omap(context: Any, name: str, key: str) -> None:
+    with rados.WriteOpCtx() as operation:
+        context.remove_omap_keys(operation, (key,))
+        with suppress(rados.ObjectNotFound):
+            context.operate_write_op(operation, name)
+
+
+def refuse_fenced(context: Any, node: str) -> None:
+    """`CloudError(CONFLICT)` if this node is to keep away."""
+    with rados.ReadOpCtx() as operation:
+        rows, _ = context.get_omap_vals_by_keys(operation, (node,))
+        try:
+            context.operate_read_op(operation, names.FENCED)
+        except rados.ObjectNotFound:
+            return
+        if dict(rows):
+            raise CloudError(
+                ErrorKind.CONFLICT, f"node {node} is cut off from this storage cluster until it is let back in"
+            )
+
+
+def _address(text: str) -> str:
+    """`v2:127.0.0.1:0/123` as the blocklist has it: without the protocol."""
+    first = text.strip("[]").split(",")[0]
+    return first.split(":", 1)[1] if first.startswith(("v1:", "v2:")) else first

@@ -1,0 +1,135 @@
+"""Cutting a node off from a cluster. Blocking; meant for a thread.
+
+First the node is written down as fenced, so that its agent opens nothing any more; then every session of it that has
+anything open is put on the OSDs' blocklist, until there is none that was not; then every OSD is made to know. A node's
+key should be taken away as well, which the manager does: then no new session can begin at all.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import rados
+import rbd
+
+from scloud.drivers.storage import rbd_names as names
+from scloud.drivers.storage.rbd_cluster import Session, cloud_error, omap, remove_omap, set_omap
+from scloud.model.errors import CloudError, ErrorKind
+
+FOR_GOOD_S = 10 * 365 * 86400.0
+"""An entry of the blocklist has to have an end; a session that was cut off never lives so long."""
+_PASSES = 10
+_PROBES = 4096
+
+
+def fence(session: Session, pools: list[str], node: str) -> None:
+    """Returns when no OSD takes anything from the node's sessions any more. `CloudError` if that is not certain."""
+    contexts = {pool: session.rados.open_ioctx(pool) for pool in pools}
+    cut: set[str] = set()
+    for context in contexts.values():
+        _note(context, node, set())
+    for _ in range(_PASSES):
+        found = set().union(*(_addresses(context, session, node) for context in contexts.values()))
+        if not found - cut:
+            break
+        for address in sorted(found - cut):
+            _blocklist(session, "add", address, FOR_GOOD_S)
+        cut |= found
+        for context in contexts.values():
+            _note(context, node, cut)
+    else:
+        raise CloudError(ErrorKind.ENGINE, f"fence {node}: it opens new sessions as fast as they are cut off")
+    session.rados.wait_for_latest_osdmap()
+    for pool, context in contexts.items():
+        _reach_every_primary(session, pool, context)
+        for disk in _disks_of(context, node):
+            _break_locks(context, disk)
+
+
+def is_fenced(session: Session, context: Any, node: str) -> bool:
+    """Written down as such, and every session that was cut off is still on the list."""
+    found = omap(context, names.FENCED)
+    if node not in found:
+        return False
+    listed = {entry["addr"] for entry in _command(session, {"prefix": "osd blocklist ls"})}
+    return set(found[node].split()) <= listed
+
+
+def unfence(session: Session, pools: list[str], node: str) -> None:
+    """What was cut off is dead by now: where this key may not take it off the list, it stays there."""
+    for pool in pools:
+        context = session.rados.open_ioctx(pool)
+        for address in omap(context, names.FENCED).get(node, "").split():
+            with suppress(CloudError):
+                _blocklist(session, "rm", address)
+        remove_omap(context, names.FENCED, node)
+        remove_omap(context, names.SESSIONS, node)
+
+
+def _note(context: Any, node: str, addresses: set[str]) -> None:
+    """Never fewer than are written down already: a fencing that died in the middle is gone on with by the next."""
+    known = set(omap(context, names.FENCED).get(node, "").split())
+    set_omap(context, names.FENCED, node, " ".join(sorted(known | addresses)))
+
+
+def _disks_of(context: Any, node: str) -> list[str]:
+    """Images of disks that were last given to the node."""
+    given = omap(context, names.NODES)
+    found = (names.parse_disk(name) for name in rbd.RBD().list(context))
+    return [names.disk_image(*one) for one in found if one is not None and given.get(one[0]) == node]
+
+
+def _addresses(context: Any, session: Session, node: str) -> set[str]:
+    """Of the node's agent, and of whatever has disks open that were given to the node."""
+    agents = omap(context, names.SESSIONS)
+    found = {agents[node]} if node in agents else set()
+    for name in _disks_of(context, node):
+        with suppress(rbd.ImageNotFound), rbd.Image(context, name, read_only=True) as image:
+            found |= {watcher["addr"] for watcher in image.watchers_list()}
+            lockers = image.list_lockers() or {"lockers": []}
+            found |= {address for _, _, address in lockers["lockers"]}
+    others = {address for other, address in agents.items() if other != node}
+    return {address for address in map(_plain, found) if address} - others - {session.address}
+
+
+def _break_locks(context: Any, name: str) -> None:
+    with suppress(rbd.ImageNotFound), rbd.Image(context, name) as image:
+        lockers = image.list_lockers() or {"lockers": []}
+        for client, cookie, _ in lockers["lockers"]:
+            with suppress(rbd.ImageNotFound):
+                image.break_lock(client, cookie)
+
+
+def _reach_every_primary(session: Session, pool: str, context: Any) -> None:
+    """An OSD answers a request only once it has the map that the asker has: from then on it knows the blocklist."""
+    missing = {int(osd["osd"]) for osd in _command(session, {"prefix": "osd dump"})["osds"] if osd["up"]}
+    for probe in range(_PROBES):
+        if not missing:
+            return
+        name = f"scloud.probe.{probe}"
+        osd = _command(session, {"prefix": "osd map", "pool": pool, "object": name})["acting_primary"]
+        if osd in missing:
+            with suppress(rados.ObjectNotFound):
+                context.stat(name)
+            missing.discard(osd)
+
+
+def _blocklist(session: Session, what: str, address: str, expire_s: float | None = None) -> None:
+    command: dict[str, Any] = {"prefix": "osd blocklist", "blocklistop": what, "addr": address}
+    if expire_s is not None:
+        command["expire"] = expire_s
+    _command(session, command)
+
+
+def _command(session: Session, command: dict[str, Any]) -> Any:
+    code, answer, words = session.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
+    if code != 0:
+        raise cloud_error(rados.Error(words, abs(code)), command["prefix"])
+    return json.loads(answer) if answer.strip() else None
+
+
+def _plain(address: str) -> str:
+    first = address.strip("[]").split(",")[0]
+    return first.split(":", 1)[1] if first.startswith(("v1:", "v2:")) else first

@@ -1,0 +1,60 @@
+"""What things in a RADOS pool are called.
+
+A disk is the RBD image `DISK.INCARNATION`, an image's base is `image-IMAGE` with the snapshot `base`, and what is not
+finished is `.tmp.NODE.…`, which that node's next agent removes. The objects named here are ours beside RBD's.
+"""
+
+from __future__ import annotations
+
+import re
+
+BASE_SNAPSHOT = "base"
+OWNER = "scloud.owner"
+"""Image metadata: `disk/ID` or `image/ID`."""
+ROLLED_BACK = "scloud.rolled-back"
+"""Image metadata: the number of the last roll back."""
+NODES = "scloud.nodes"
+"""Object whose omap says which node a disk was last given to: DISK -> NODE."""
+SESSIONS = "scloud.sessions"
+"""Object whose omap has the address of each node's agent: NODE -> IP:0/NONCE."""
+FENCED = "scloud.fenced"
+"""Object whose omap names the nodes that are cut off, with the addresses that were: NODE -> addresses, by spaces."""
+
+_DISK = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\Z")
+_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.(?:image-|)([a-z0-9-]+)\.\d+\.[0-9a-f]+\Z")
+
+
+def disk_image(disk: str, incarnation: int) -> str:
+    return f"{disk}.{incarnation}"
+
+
+def base_image(image: str) -> str:
+    return f"image-{image}"
+
+
+def partial(node: str, what: str, incarnation: int, serial: str) -> str:
+    return f".tmp.{node}.{what}.{incarnation}.{serial}"
+
+
+def partial_of(node: str, name: str) -> bool:
+    """Whether this node left it."""
+    match = _PARTIAL.match(name)
+    return match is not None and match[1] == node
+
+
+def parse_disk(name: str) -> tuple[str, int] | None:
+    """(disk, incarnation)."""
+    match = _DISK.match(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def parse_base(name: str) -> str | None:
+    return name.removeprefix("image-") if name.startswith("image-") and "." not in name else None
+
+
+def user_of(name: str) -> str:
+    """How an image that depends on another is named to people."""
+    if (found := parse_disk(name)) is not None:
+        return f"disk/{found[0]}"
+    match = _PARTIAL.match(name)
+    return f"disk/{match[2]}" if match else name

@@ -1,0 +1,241 @@
+"""A private Ceph cluster for tests: one monitor, one manager and three OSDs in sparse files, on loopback, in ~9 s."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import rados
+
+_CONF = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{port}]
+public network = 127.0.0.0/8
+ms bind msgr1 = false
+ms bind port min = {first}
+ms bind port max = {last}
+auth cluster required = cephx
+auth service required = cephx
+auth client required = cephx
+auth allow insecure global id reclaim = false
+keyring = {root}/$name.keyring
+run dir = {root}/run
+pid file =
+admin socket = {root}/run/$name.asok
+log file = {root}/log/$name.log
+crash dir = {root}/crash
+log to stderr = false
+err to stderr = false
+log flush on exit = false
+mon allow pool size one = true
+osd pool default pg autoscale mode = off
+osd heartbeat interval = 1
+osd heartbeat grace = 6
+osd crush chooseleaf type = 0
+[client]
+log file =
+admin socket =
+[mon]
+mon data = {root}/mon
+keyring = {root}/mon/keyring
+mon allow pool delete = true
+mon cluster log file = {root}/log/cluster.log
+mon data avail warn = 2
+mon data avail crit = 1
+mon osd min down reporters = 1
+mon election timeout = 1
+mon probe timeout = 1
+ms initial backoff = 0.05
+ms max backoff = 0.5
+mon warn on pool no redundancy = false
+mgr initial modules =
+[mgr]
+mgr data = {root}/mgr
+mgr module path = /usr/share/ceph/mgr
+mgr disabled modules = zabbix influx telegraf insights localpool selftest test_orchestrator k8sevents \
+diskprediction_local prometheus restful
+mgr stats period = 1
+[osd]
+osd data = {root}/osd/$id
+bluestore block create = true
+bluestore block size = {osd_bytes}
+bluestore block path =
+bluestore fsck on mount = false
+bluestore rocksdb options annex = write_buffer_size=16777216,max_write_buffer_number=4
+bluestore cache autotune = false
+bluestore cache size = 50331648
+osd op num shards = 2
+osd op num threads per shard = 1
+osd heartbeat min size = 0
+osd fast shutdown = true
+bdev flock retry = 20
+"""
+MON_CAPS = 'profile rbd, allow command "osd blocklist"'
+"""What a node's client may ask of monitors."""
+
+
+class CephRig:
+    """`with CephRig(first_port) as rig:`. The ports are `first_port` and the 200 after it."""
+
+    def __init__(self, first_port: int, osds: int = 3, osd_gib: int = 4) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="cr-", dir="/tmp"))
+        self.fsid = str(uuid.uuid4())
+        self.mon_host = f"[v2:127.0.0.1:{first_port}]"
+        self.conf = self.root / "ceph.conf"
+        self._first_port = first_port
+        self._osds = osds
+        self._osd_gib = osd_gib
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.admin: Any = None
+
+    def __enter__(self) -> CephRig:
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.admin is not None:
+            self.admin.shutdown()
+        for process in reversed(self._processes.values()):
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _begin(self) -> None:
+        for name in ("run", "log", "mgr", "osd"):
+            (self.root / name).mkdir()
+        self.conf.write_text(
+            _CONF.format(
+                fsid=self.fsid,
+                port=self._first_port,
+                first=self._first_port + 1,
+                last=self._first_port + 200,
+                root=self.root,
+                osd_bytes=self._osd_gib * 2**30,
+            )
+        )
+        keys, monmap = self.root / "mon.keyring", self.root / "monmap"
+        admin = self.root / "client.admin.keyring"
+        self._tool("ceph-authtool", "--create-keyring", keys, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        caps = [part for service in ("mon", "osd", "mds", "mgr") for part in ("--cap", service, "allow *")]
+        self._tool("ceph-authtool", "--create-keyring", admin, "--gen-key", "-n", "client.admin", *caps)
+        self._tool("ceph-authtool", keys, "--import-keyring", admin)
+        where = f"[v2:127.0.0.1:{self._first_port}]"
+        self._tool("monmaptool", "--create", "--fsid", self.fsid, "--addv", "a", where, monmap)
+        (self.root / "mon").mkdir()
+        self._tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keys)
+        shutil.copy(keys, self.root / "mon/keyring")
+        self._spawn("ceph-mon", "a")
+        self.admin = rados.Rados(conffile=str(self.conf), conf={"client_mount_timeout": "30"})
+        self.admin.connect()
+        mgr = self.mon("auth get-or-create", entity="mgr.x", caps=["mon", "allow profile mgr", "osd", "allow *"])
+        self._keyring("mgr.x", mgr[0]["key"])
+        self._spawn("ceph-mgr", "x")
+        makings = [self._make_osd(number) for number in range(self._osds)]
+        for making in makings:
+            assert making.wait() == 0, "an OSD could not be made"
+        for number in range(self._osds):
+            self._spawn("ceph-osd", str(number))
+        self.until(lambda: self._up() == self._osds, "all OSDs to be up")
+
+    def _make_osd(self, number: int) -> subprocess.Popen[bytes]:
+        key = base64.b64encode(struct.pack("<hiih", 1, int(time.time()), 0, 16) + os.urandom(16)).decode()
+        device = str(uuid.uuid4())
+        assert self.mon("osd new", json.dumps({"cephx_secret": key}).encode(), uuid=device)["osdid"] == number
+        (self.root / f"osd/{number}").mkdir()
+        self._keyring(f"osd.{number}", key)
+        argv = ["ceph-osd", "-i", str(number), "--mkfs", "--osd-uuid", device]
+        with (self.root / "log/mkfs.out").open("ab") as log:
+            return subprocess.Popen(argv, env=self.env, stdout=log, stderr=log)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "CEPH_CONF": str(self.conf)}
+
+    def _tool(self, *argv: object) -> None:
+        subprocess.run([str(part) for part in argv], check=True, env=self.env, capture_output=True)
+
+    def _keyring(self, name: str, key: str) -> None:
+        path = self.root / f"{name}.keyring"
+        path.touch(0o600)
+        path.write_text(f"[{name}]\n key = {key}\n")
+
+    def _spawn(self, program: str, id: str) -> None:
+        with (self.root / f"log/{program}.{id}.out").open("ab") as log:
+            process = subprocess.Popen(
+                [program, "-f", "-i", id], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._processes[f"{program}.{id}"] = process
+
+    def _up(self) -> int:
+        return int(self.mon("status")["osdmap"]["num_up_osds"])
+
+    def mon(self, prefix: str, data: bytes = b"", **fields: Any) -> Any:
+        """A monitor's answer; AssertionError with its words."""
+        code, answer, words = self.admin.mon_command(json.dumps({"prefix": prefix, "format": "json", **fields}), data)
+        assert code == 0, f"{prefix}: {words}"
+        with contextlib.suppress(ValueError):
+            return json.loads(answer)
+        return answer.decode()
+
+    def until(self, done: Any, what: str, timeout_s: float = 60) -> None:
+        end = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
+            time.sleep(0.05)
+
+    def make_pool(self, name: str, kind: str = "replica") -> None:
+        """Three copies would only cost time: one; or erasure-coded, 2+1."""
+        if kind == "replica":
+            self.mon("osd pool create", pool=name, pg_num=8)
+            self.mon("osd pool set", pool=name, var="size", val="1", yes_i_really_mean_it=True)
+            self.mon("osd pool set", pool=name, var="min_size", val="1")
+        else:
+            profile = ["k=2", "m=1", "crush-failure-domain=osd"]
+            self.mon("osd erasure-code-profile set", name=f"p-{name}", profile=profile, force=True)
+            self.mon("osd pool create", pool=name, pg_num=8, pool_type="erasure", erasure_code_profile=f"p-{name}")
+            self.mon("osd pool set", pool=name, var="allow_ec_overwrites", val="true")
+        self.mon("osd pool application enable", pool=name, app="rbd")
+
+    def delete_pool(self, name: str) -> None:
+        self.mon("osd pool delete", pool=name, pool2=name, yes_i_really_really_mean_it=True)
+
+    def make_client(self, name: str, *pools: str) -> str:
+        """The key of a client that reaches these pools alone."""
+        osd = ", ".join(f"profile rbd pool={pool}" for pool in pools)
+        self.mon("auth get-or-create", entity=f"client.{name}", caps=["mon", MON_CAPS, "osd", osd])
+        return str(self.mon("auth get-key", entity=f"client.{name}")["key"])
+
+    def freeze(self) -> None:
+        """The whole cluster stops answering."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for process in self._processes.values():
+            process.send_signal(signal.SIGCONT)
+
+    def kill_osd(self, number: int) -> None:
+        process = self._processes[f"ceph-osd.{number}"]
+        process.kill()
+        process.wait()
+
+    def start_osd(self, number: int) -> None:
+        self._spawn("ceph-osd", str(number))
+        self.until(lambda: self._up() == self._osds, "all OSDs to be up")
