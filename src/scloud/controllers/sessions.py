@@ -114,7 +114,7 @@ class Session:
         else:
             future.set_result(reply.result)
 
-    async def call(self, method: str, timeout_s: float = 10.0, **params: Any) -> Any:
+    async def call(self, method: str, timeout_s: float = 10.0, /, **params: Any) -> Any:
         """Ask the node; UNAVAILABLE if it goes away meanwhile, TIMED_OUT if it does not answer in time."""
         number = next(self._numbers)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
