@@ -121,7 +121,9 @@ async def run(config: AgentConfig) -> None:
         OvsSwitch(switch_config(config)),
         storage,
         LinuxNetworkFunctions(config.run / "vpcs", supervisor),
-        daemons=NodeDaemons(config.root / "ceph", config.sockets, supervisor, lambda: storage_address(config)),
+        daemons=NodeDaemons(
+            config.root / "ceph", config.sockets, config.log, supervisor, lambda: storage_address(config)
+        ),
         control=control,
     )
     journal = FileJournal(config.state / "journal")

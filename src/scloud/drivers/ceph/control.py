@@ -17,6 +17,7 @@ import rados
 
 from scloud.drivers.ceph.conf import CLIENT_OPTIONS
 from scloud.drivers.ceph.protocol import Access
+from scloud.drivers.ceph.target import check_target
 from scloud.model.errors import CloudError, ErrorKind, invalid
 
 CONNECT_S = 5.0
@@ -170,14 +171,6 @@ def answer_of(out: bytes, words: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def check_target(target: str) -> None:
-    """`CloudError(INVALID)` for what is none."""
-    kind, _, name = target.partition(".")
-    good = {"mon": True, "mgr": not name, "osd": name.isdigit(), "pg": bool(name)}
-    if not good.get(kind, False):
-        raise invalid("target", f"'{target}' is none of mon, mgr, osd.NUMBER, pg.ID")
 
 
 class RadosControl:

@@ -20,13 +20,15 @@ from scloud.drivers.ceph.layout import ClusterFolder, DaemonFolder, clusters, wr
 from scloud.drivers.ceph.monitors import make_monitor, waiting_for
 from scloud.drivers.ceph.osds import give_back, make_osd
 from scloud.drivers.ceph.protocol import Access, DaemonFacts
+from scloud.drivers.supervisor.process import tail
 from scloud.drivers.supervisor.protocol import ProcessFacts, ProcessSpec, Supervisor
 from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon
 from scloud.model.errors import CloudError, ErrorKind
 
 COMMAND_S = 10.0
-READY_S = 60.0
-"""An OSD that was cut off plays its log back before it opens its socket."""
+SETTLE_S = 3.0
+"""Within this a daemon opens its socket or ends, if the monitors answer."""
+_POLL_S = 0.02
 GRACE_S = 10.0
 """For an OSD to end by itself; one that is to be wiped gets the second one."""
 SHORT_GRACE_S = 1.0
@@ -43,11 +45,14 @@ def process_name(cluster: str, daemon: str) -> str:
 class NodeDaemons:
     """`CephDaemons` below `root`; admin sockets in `sockets`, whose path must be short (107 bytes with the name).
 
-    `address` is the node's own, where OSDs and managers listen.
+    `log` is where the supervisor has the daemons' logs; `address` the node's own, where OSDs and managers listen.
     """
 
-    def __init__(self, root: Path, sockets: Path, supervisor: Supervisor, address: Callable[[], str]) -> None:
+    def __init__(
+        self, root: Path, sockets: Path, log: Path, supervisor: Supervisor, address: Callable[[], str]
+    ) -> None:
         self._root = root
+        self._log = log
         self._sockets = sockets
         self._supervisor = supervisor
         self._address = address
@@ -152,15 +157,37 @@ class NodeDaemons:
         version = self._write_conf(store, daemon, folder, name)
         if isinstance(daemon, MonDaemon):
             await make_monitor(store, daemon, folder)
+        socket = self._socket(store.cluster, name)
+        process = process_name(store.cluster, name)
+        if not any(facts.name == process and facts.running for facts in await self._supervisor.processes()):
+            # One that a dead process has left would look like the new one's.
+            socket.unlink(missing_ok=True)
         await self._supervisor.ensure(
             ProcessSpec(
-                name=process_name(store.cluster, name),
+                name=process,
                 argv=(f"ceph-{daemon.type}", "-f", "-i", name.partition(".")[2], "-c", str(folder.conf)),
                 env={"SCLOUD_ROLE": f"ceph-{daemon.type}", "SCLOUD_CONF": version},
-                ready=self._socket(store.cluster, name),
-                ready_timeout_s=READY_S,
             )
         )
+        await self._until_open(store, process, socket)
+
+    async def _until_open(self, store: DesiredStore, process: str, socket: Path) -> None:
+        """Until its socket is there. All but monitors make it when they have heard from a quorum, and wait for that as
+        long as it takes: UNAVAILABLE then says who is missing, and they go on waiting."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SETTLE_S
+        died = asyncio.ensure_future(self._supervisor.died(process))
+        try:
+            while not socket.exists():
+                if died.done():
+                    file = self._log / f"{process}.log"
+                    raise CloudError(ErrorKind.ENGINE, f"{process} ended at once; its log {file} ends: {tail(file)}")
+                if loop.time() > deadline:
+                    late = CloudError(ErrorKind.UNAVAILABLE, f"waiting for {process} to hear from the cluster")
+                    raise await waiting_for(store, late)
+                await asyncio.wait([died], timeout=_POLL_S)
+        finally:
+            died.cancel()
 
     def _write_conf(
         self, store: DesiredStore, daemon: MonDaemon | MgrDaemon | OsdDaemon, folder: DaemonFolder, name: str
