@@ -14,6 +14,7 @@ from scloud.agent.journal import Journal
 from scloud.agent.network import Network
 from scloud.agent.stores import Stores
 from scloud.agent.streams import Streams
+from scloud.agent.transfers import KINDS, Transfers
 from scloud.agent.vms import VmSettings
 from scloud.drivers.ceph.protocol import CephDaemons
 from scloud.drivers.hypervisor.protocol import DiskFigures, Hypervisor
@@ -44,6 +45,7 @@ class Calls:
         settings: VmSettings,
         daemons: CephDaemons,
         ceph: CephCalls,
+        transfers: Transfers,
     ) -> None:
         self._hypervisor = hypervisor
         self._switch = switch
@@ -55,6 +57,7 @@ class Calls:
         self._streams = streams
         self._settings = settings
         self._daemons = daemons
+        self._transfers = transfers
         self._methods: dict[str, Callable[[Params], Awaitable[Any]]] = {
             "ping": self._ping,
             "inventory": self._inventory,
@@ -145,6 +148,9 @@ class Calls:
         return await within("query", "tracing a packet", self._switch.trace({"in_port": number, **fields}))
 
     async def _open(self, params: Params) -> Any:
+        if params.get("kind") in KINDS:
+            await self._transfers.open(_text(params, "stream"), _text(params, "kind"), params)
+            return {}
         port = _number(params, "port", 0)
         await self._streams.open(_text(params, "stream"), _text(params, "kind"), _text(params, "vm"), port or None)
         return {}

@@ -23,6 +23,7 @@ from scloud.agent.reconciler import Reconciler
 from scloud.agent.session import Session
 from scloud.agent.stores import NoPools, Pools, Stores
 from scloud.agent.streams import Streams
+from scloud.agent.transfers import Transfers
 from scloud.agent.vms import Seeds, VmSettings
 from scloud.drivers.ceph.protocol import CephControl, CephDaemons
 from scloud.drivers.hypervisor.protocol import Hypervisor
@@ -100,6 +101,8 @@ class Daemon:
         self._metadata = Metadata(drivers.functions, around.journal) if around.serve_metadata else None
         self.reconciler.network.services.listener = self._metadata
         self._streams = Streams(around.dial, drivers.functions, around.journal, Consoles(), around.vms)
+        reconciler = self.reconciler
+        self._transfers = Transfers(around.dial, self.stores, reconciler.disks, reconciler.usage, around.journal)
 
     async def run(self) -> None:
         """Survey the node, make it as the journal says, and serve the manager."""
@@ -114,6 +117,7 @@ class Daemon:
             around.vms,
             drivers.daemons,
             CephCalls(drivers.control),
+            self._transfers,
         )
         session = Session(
             around.network.node,
@@ -135,6 +139,7 @@ class Daemon:
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
             await self.reconciler.stop()
+            await self._transfers.close()
             await self.stores.close()
             await self._streams.close()
             if self._metadata is not None:

@@ -160,6 +160,10 @@ class Disks:
             plan = await self._plan(desired, storage)
             if plan.action is None:
                 self._problems.pop(disk, None)
+                if storage.shared and not self._usage.known:
+                    # That nobody here has it open is what lets another node have it: not to be said by guess.
+                    self._wait(desired, "looking whether a VM has it open")
+                    return None
                 self._board.put(plan.observed)
                 self._changed(users_of_disk(disk, self._journal.desired))
                 return asyncio.get_running_loop().time() + MEASURE_EVERY_S

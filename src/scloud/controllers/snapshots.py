@@ -57,19 +57,20 @@ def finish(tx: Tx, snapshot: Resource) -> None:
 
 def observe(tx: Tx, disk: Resource, item: Observed) -> None:
     """What a node says of a disk's snapshots."""
-    if item.snapshots is None:
+    failed = item.settled and item.state == "error"
+    if item.snapshots is None and not failed:
         return
-    here = dict(item.snapshots)
+    here = dict(item.snapshots or ())
     current = item.generation >= disk.generation
     for row in children(tx, Kind.SNAPSHOT, disk.id, gone=True):
         if row.gone or row.state == State.DELETING:
-            if current and row.id not in here:
+            if current and row.id not in here and item.snapshots is not None:
                 finish(tx, row)
             continue
         old = row.status_as(SnapshotStatus)
         if row.id in here:
             new = old.model_copy(update={"state": State.READY, "reason": "", "size_mib": here[row.id]})
-        elif current and item.settled and item.state == "error":
+        elif current and failed and old.state != State.READY:
             new = old.model_copy(update={"state": State.ERROR, "reason": item.reason})
         elif current and item.settled and item.state == "ready":
             new = old.model_copy(update={"state": State.ERROR, "reason": "its bytes are gone; delete it"})
@@ -88,7 +89,9 @@ def observe(tx: Tx, disk: Resource, item: Observed) -> None:
 def refuse_clones(tx: Tx, disk: Resource) -> None:
     """IN_USE with the list, if disks were made from the disk's snapshots and still depend on them."""
     users = {
-        f"disk {user.name}": snapshot.name for snapshot in of_disk(tx, disk.id) for user in users_of(tx, snapshot.id)
+        f"{user.kind} {user.name}": snapshot.name
+        for snapshot in of_disk(tx, disk.id)
+        for user in users_of(tx, snapshot.id)
     }
     if users:
         made = ", ".join(f"{user} (from {snapshot})" for user, snapshot in list(users.items())[:5])

@@ -275,13 +275,13 @@ async def test_a_snapshot_that_fails_says_why_and_can_be_deleted(cloud: Cloud) -
     node = cloud.nodes["n1"]
     disk = (await cloud.alice.create("disks", "data", size_mib=100, type="standard"))["id"]
     key = f"disk/{disk}"
-    failed: dict[str, Any] = {"key": key, "generation": 2, "state": "error", "settled": True, "snapshots": ()}
+    failed: dict[str, Any] = {"key": key, "generation": 2, "state": "error", "settled": True}
     node.override[key] = Observed(**failed, reason="the pool is read-only")
     made = await cloud.alice.do("POST", "/snapshots", {"name": "s1", "spec": {"disk": "data"}})
     op = await cloud.alice.wait(made, "failed")
     assert "read-only" in op["message"]
     assert (await cloud.alice.get("/snapshots/s1"))["status"]["state"] == "error"
-    node.override[key] = Observed(**{**failed, "generation": 3}, reason="the pool is read-only")
+    node.override[key] = Observed(**{**failed, "generation": 3, "snapshots": ()}, reason="the pool is read-only")
     await cloud.alice.end("DELETE", "/snapshots/s1")
 
 
