@@ -14,7 +14,11 @@ Root = Annotated[
     Path | None,
     typer.Option("--root", help="The lab's folder; labs in different ones coexist.", envvar="SCLOUD_LAB_ROOT"),
 ]
-Node = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, ...; for fail and heal also: manager")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, ...")]
+Victim = Annotated[
+    str,
+    typer.Argument(metavar="NODE", help="n1, n2, ...; or manager; or a storage daemon: osd.3, mon.n1, mgr.n1"),
+]
 
 
 class Format(StrEnum):
@@ -42,11 +46,14 @@ def up(
     nodes: Annotated[int, typer.Option("--nodes", help="How many.")] = 3,
     root: Root = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove a lab that runs, and all in it, first.")] = False,
+    ceph: Annotated[
+        bool, typer.Option("--ceph", help="With a storage cluster: two OSDs a node, and a pool for disks.")
+    ] = False,
 ) -> None:
     """Start a lab, and a first VM in it. Clears whatever an earlier lab has left behind."""
     from scloud.lab.up import lab_up
 
-    lab_up(_root(root, "up"), nodes, fresh=fresh)
+    lab_up(_root(root, "up"), nodes, fresh=fresh, ceph=ceph)
 
 
 @app.command()
@@ -82,12 +89,12 @@ def execute(node: Node, command: Annotated[list[str], typer.Argument(metavar="--
 
 @app.command()
 def fail(
-    node: Node,
+    node: Victim,
     how: Annotated[Fault, typer.Option("--how", help="kill all in it, cut it off, or stop all in it where it is.")],
     root: Root = None,
     only_agent: Annotated[bool, typer.Option("--only-agent", help="Spare guests and engines (kill, hang).")] = False,
 ) -> None:
-    """Break a node until `lab heal`."""
+    """Break a node until `lab heal`. A storage daemon that is killed is started again by its node's agent."""
     from scloud.lab.faults import How
     from scloud.lab.faults import fail as break_it
     from scloud.lab.plan import need_plan
@@ -96,7 +103,7 @@ def fail(
 
 
 @app.command()
-def heal(node: Node, root: Root = None) -> None:
+def heal(node: Victim, root: Root = None) -> None:
     """Undo whatever `lab fail` did."""
     from scloud.lab.faults import heal as mend
     from scloud.lab.plan import need_plan

@@ -8,11 +8,12 @@ from typing import Literal
 
 from scloud.lab import wires
 from scloud.lab.plan import LabPlan
+from scloud.lab.status import daemon_process
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.node.keep import read_units
 from scloud.node.keeping import kill_unit, set_units, start_keeper
 from scloud.node.layout import Unit
-from scloud.node.processes import of_node, signal_all
+from scloud.node.processes import of_node, signal_all, signal_one
 from scloud.setup.manager import start_manager
 
 MANAGER = "manager"
@@ -25,11 +26,15 @@ class How(StrEnum):
 
 
 def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str:
-    """Break a node, or only its agent, or the manager (`node` = "manager"); what was done, in words.
+    """Break a node, or only its agent, or the manager (`node` = "manager"), or a storage daemon (`osd.3`); what was
+    done, in words.
 
-    `kill` is SIGKILL to every process in it, and none is started again; `partition` cuts it off from the manager and
-    from the other nodes; `hang` stops every process in it where it is.
+    `kill` is SIGKILL to every process in it, and none is started again, but for a storage daemon, of which its node's
+    agent takes care; `partition` cuts it off from the manager and from the other nodes; `hang` stops every process in
+    it where it is.
     """
+    if "." in node:
+        return _fail_daemon(plan, node, how)
     if node == MANAGER or only_agent:
         return _fail_unit(plan, node, how)
     sandbox = plan.sandbox(node)
@@ -55,8 +60,20 @@ def _fail_unit(plan: LabPlan, node: str, how: How) -> str:
     return f"{name} ({pid}) is {'killed' if how is How.KILL else 'stopped'}"
 
 
+def _fail_daemon(plan: LabPlan, name: str, how: How) -> str:
+    if how is How.PARTITION:
+        raise invalid("how", "one process alone can only be killed or hung")
+    process = daemon_process(plan, name)
+    signal_one(process, signal.SIGKILL if how is How.KILL else signal.SIGSTOP)
+    return f"{name} ({process.pid}) is {'killed' if how is How.KILL else 'stopped'}"
+
+
 def heal(plan: LabPlan, node: str) -> str:
-    """Undo whatever was done to a node (or to the manager); what it took, in words."""
+    """Undo whatever was done to a node (or to the manager, or to a storage daemon); what it took, in words."""
+    if "." in node:
+        process = daemon_process(plan, node)
+        signal_one(process, signal.SIGCONT)
+        return f"{node} ({process.pid}) goes on"
     start_keeper(plan.layout)
     if node == MANAGER:
         kill_unit(plan.layout, MANAGER, signal.SIGCONT)

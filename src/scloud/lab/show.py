@@ -25,7 +25,10 @@ def show_status(status: LabStatus, form: str) -> None:
     processes = Table("ROLE", "NODE", "PID", "", box=None, pad_edge=False)
     for process in status.processes:
         processes.add_row(
-            process.role, process.node or "-", str(process.pid), process.guest or ("stopped" if process.stopped else "")
+            process.role,
+            process.node or "-",
+            str(process.pid),
+            " ".join(filter(None, (process.guest, process.daemon, "stopped" if process.stopped else ""))),
         )
     console.print(f"{status.root}: {status.url}, context {status.context}\n", soft_wrap=True)
     console.print(nodes)

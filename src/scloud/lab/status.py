@@ -7,19 +7,21 @@ from typing import Literal
 from scloud.lab import wires
 from scloud.lab.plan import LabPlan
 from scloud.model.base import Value
+from scloud.model.errors import CloudError, ErrorKind
 from scloud.node.processes import Process, of_node, scan
 
 NodeState = Literal["up", "partitioned", "hung", "killed"]
 
 
 class LabProcess(Value):
-    """`guest` is the name of a qemu process's domain."""
+    """`guest` is the name of a qemu process's domain, `daemon` a storage daemon's in its cluster, such as `osd.3`."""
 
     role: str
     node: str | None
     pid: int
     stopped: bool
     guest: str | None = None
+    daemon: str | None = None
 
 
 class LabNode(Value):
@@ -93,5 +95,24 @@ def _state(plan: LabPlan, node: str, mine: list[Process]) -> NodeState:
 def _describe(process: Process, node: str | None) -> LabProcess:
     guest = next((part.split("guest=")[1].split(",")[0] for part in process.argv if part.startswith("guest=")), None)
     return LabProcess(
-        role=process.kind or process.command, node=node, pid=process.pid, stopped=process.state in "Tt", guest=guest
+        role=process.kind or process.command,
+        node=node,
+        pid=process.pid,
+        stopped=process.state in "Tt",
+        guest=guest,
+        daemon=process.daemon,
     )
+
+
+def daemon_process(plan: LabPlan, name: str) -> Process:
+    """The process of a storage daemon; NOT_FOUND names those that run, CONFLICT says that several clusters have one."""
+    inside = {plan.sandbox(node).mount_namespace() for node in plan.nodes}
+    running = [process for process in scan() if process.daemon and process.mount_namespace in inside]
+    found = [process for process in running if process.daemon == name]
+    if not found:
+        known = ", ".join(sorted(process.daemon or "" for process in running)) or "none"
+        raise CloudError(ErrorKind.NOT_FOUND, f"no storage daemon '{name}' runs in this lab; there is {known}")
+    if len(found) > 1:
+        pids = ", ".join(str(process.pid) for process in found)
+        raise CloudError(ErrorKind.CONFLICT, f"several storage clusters have {name}; see the processes {pids}")
+    return found[0]

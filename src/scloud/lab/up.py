@@ -16,6 +16,7 @@ from scloud.drivers.supervisor.identity import boot_id
 from scloud.lab import wires
 from scloud.lab.plan import MAX_NODES, LabPlan, new_plan, read_plan, source
 from scloud.lab.status import node_state
+from scloud.lab.storage import make_storage
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.node.keeping import set_units, start_keeper
 from scloud.node.layout import DEFAULT_LAB_ROOT, Layout, tag
@@ -28,8 +29,13 @@ from scloud.setup.steps import Steps
 from scloud.setup.up import describe, farewell, make_defaults
 
 
-def lab_up(root: Path, count: int, *, fresh: bool = False, console: Console | None = None) -> LabPlan:
-    """A lab of `count` nodes. One that runs is completed; what else an earlier one has left is cleared first."""
+def lab_up(
+    root: Path, count: int, *, fresh: bool = False, ceph: bool = False, console: Console | None = None
+) -> LabPlan:
+    """A lab of `count` nodes, with a storage cluster on them if asked for.
+
+    One that runs is completed; what else an earlier one has left is cleared first.
+    """
     if not 1 <= count <= MAX_NODES:
         raise invalid("nodes", f"must be 1 to {MAX_NODES}")
     steps = Steps(console)
@@ -48,7 +54,7 @@ def lab_up(root: Path, count: int, *, fresh: bool = False, console: Console | No
                 plan.sandbox(node).create()
                 wires.connect(plan, node)
             step.say(f"{count} nodes on {plan.management}")
-    _start(steps, plan)
+    _start(steps, plan, ceph=ceph)
     plan.model_copy(update={"complete": True}).save()
     command = "./scloud" if root == DEFAULT_LAB_ROOT else f"./scloud --context {plan.context}"
     farewell(steps, plan.endpoints.url, command)
@@ -73,7 +79,7 @@ def _usable(root: Path, count: int) -> LabPlan | None:
     return plan
 
 
-def _start(steps: Steps, plan: LabPlan) -> None:
+def _start(steps: Steps, plan: LabPlan, *, ceph: bool) -> None:
     layout = plan.layout
     with ThreadPoolExecutor(2) as background:
         image = background.submit(defaults.micro_image, layout.cache)
@@ -98,6 +104,8 @@ def _start(steps: Steps, plan: LabPlan) -> None:
                     step.already("built before")
             learning.result()
             make_defaults(steps, client, path)
+            if ceph:
+                make_storage(steps, plan, client)
 
 
 def admin_context(plan: LabPlan) -> Context:

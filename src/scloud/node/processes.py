@@ -16,7 +16,8 @@ from pathlib import Path
 from scloud.drivers.supervisor.identity import start_time
 from scloud.model.errors import CloudError, ErrorKind
 
-_ENGINES = ("libvirtd", "ovsdb-server", "ovs-vswitchd", "dnsmasq")
+CEPH = ("ceph-mon", "ceph-mgr", "ceph-osd")
+_ENGINES = ("libvirtd", "ovsdb-server", "ovs-vswitchd", "dnsmasq", *CEPH)
 _PASSES = 50
 
 
@@ -42,6 +43,13 @@ class Process:
             return "qemu"
         module = f"scloud.{'node.keep' if self.role == 'keeper' else self.role}"
         return self.role if self.role and module in self.argv else None
+
+    @property
+    def daemon(self) -> str | None:
+        """A storage daemon's name in its cluster, such as `osd.3`; None for one that only makes its files."""
+        if self.command not in CEPH or "-i" not in self.argv[:-1] or "--mkfs" in self.argv:
+            return None
+        return f"{self.command.removeprefix('ceph-')}.{self.argv[self.argv.index('-i') + 1]}"
 
 
 def scan() -> list[Process]:
@@ -156,6 +164,14 @@ def _concerns(process: Process, number: signal.Signals) -> bool:
     if number is signal.SIGCONT:
         return stopped
     return True
+
+
+def signal_one(process: Process, number: signal.Signals) -> None:
+    """Signal exactly this process, if it still runs; a killed one is gone on return."""
+    start = start_time(process.pid)
+    now = _look(process.pid)
+    if start is not None and now is not None and now.argv == process.argv:
+        _send(process.pid, start, number)
 
 
 def _send(pid: int, start: int, number: signal.Signals) -> None:
