@@ -39,6 +39,7 @@ from scloud.drivers.hypervisor.accelerator import measure
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.netfunc.linux import LinuxNetworkFunctions
 from scloud.drivers.storage.local import LocalStorage
+from scloud.drivers.storage.rbd_pools import RbdPools
 from scloud.drivers.supervisor.identity import boot_id
 from scloud.drivers.supervisor.process import ProcessSupervisor
 from scloud.drivers.supervisor.protocol import Supervisor
@@ -121,6 +122,7 @@ async def run(config: AgentConfig) -> None:
         OvsSwitch(switch_config(config)),
         storage,
         LinuxNetworkFunctions(config.run / "vpcs", supervisor),
+        RbdPools(node, config.root / "ceph"),
         daemons=NodeDaemons(
             config.root / "ceph", config.sockets, config.log, supervisor, lambda: storage_address(config)
         ),
