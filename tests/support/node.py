@@ -10,7 +10,7 @@ from typing import Any
 from scloud.link.channel import Channel
 from scloud.link.digest import digest_of
 from scloud.link.memory import Conditions, MemoryListener
-from scloud.model.desired import DesiredDisk, DesiredObject, DesiredPort, DesiredVm, key_of
+from scloud.model.desired import DesiredDisk, DesiredObject, DesiredPort, DesiredStore, DesiredVm, key_of
 from scloud.model.errors import CloudError
 from scloud.model.observed import NodeFacts, NodeLoad, Observed, VmFigures
 from scloud.model.statuses import Accelerator, Capacity
@@ -67,6 +67,8 @@ class ScriptedNode:
         self.refusals: list[Refused] = []
         self.heard = asyncio.Event()
         self.echo_streams = True
+        self.stores: Callable[[DesiredStore], Observed | None] = lambda _: None
+        """What it says of its part in a storage cluster."""
         self.answers: dict[str, Answer] = {
             "inventory": lambda _: self._inventory(),
             "figures": self._figures,
@@ -179,6 +181,8 @@ class ScriptedNode:
         if key in self.override:
             return self.override[key]
         item = self.objects.get(key)
+        if isinstance(item, DesiredStore):
+            return self.stores(item)
         if isinstance(item, DesiredVm):
             state = {"on": "running", "off": "stopped", "absent": "absent"}[item.power]
             more: dict[str, Any] = {"cpus": item.cpus, "memory_mib": item.memory_mib}

@@ -11,13 +11,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scloud.controllers import deadlines, node_state, reports, serving, snapshot_schedule, trash
+from scloud.controllers import deadlines, imports, node_state, reports, serving, snapshot_schedule, trash
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.placement import Batch, read_nodes
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
+from scloud.controllers.storage.controller import StorageController
 from scloud.controllers.waiters import Waiters
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
@@ -47,6 +48,7 @@ class Manager:
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
+        self.storage = StorageController(store, self.sessions)
         self._nodes: tuple[NodeSnapshot, ...] | None = None
         self._touched: dict[str, None] = {}
         self._refreshing = False
@@ -65,6 +67,7 @@ class Manager:
         """Load, then work until cancelled."""
         self.store.listeners.append(self._on_commit)
         try:
+            await self.store.write(imports.recover)
             await self.store.read(self.directory.load)
             self.directory.changed.clear()
             self._started_at = asyncio.get_running_loop().time()
@@ -73,6 +76,7 @@ class Manager:
                 group.create_task(self._keep_directory())
                 group.create_task(self._work_forever())
                 group.create_task(self._tick_forever())
+                group.create_task(self.storage.run())
         finally:
             self.store.listeners.remove(self._on_commit)
             for task in list(self._running.values()):
@@ -80,7 +84,9 @@ class Manager:
 
     def _on_commit(self, keys: Iterable[str]) -> None:
         for key in keys:
-            kind = key.partition("/")[0]
+            kind, _, id = key.partition("/")
+            if kind in (Kind.STORAGE_CLUSTER, Kind.POOL, Kind.NODE):
+                self.storage.touched(kind, id)
             if kind == "work":
                 self._work_event.set()
             elif kind == "operation":
@@ -244,6 +250,8 @@ class Manager:
 
     async def report(self, node: str, items: Iterable[Observed]) -> None:
         """Take a node's observations into the database, with whatever else is waiting from it."""
+        items = tuple(items)
+        self.storage.reported(node, items)
         waiting = self._reports.setdefault(node, [])
         waiting.extend(items)
         if not waiting:

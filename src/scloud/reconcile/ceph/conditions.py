@@ -153,6 +153,8 @@ def named(check: Check) -> Condition:
 
 def _sentence(check: Check) -> str:
     details = [detail.strip() for detail in check.details]
+    if check.code == "OSD_FLAGS" and details:
+        return ", ".join(details)
     if not details or check.code in ("PG_DEGRADED", "PG_AVAILABILITY"):
         return check.summary
     more = f" and {len(details) - SHOWN} more" if len(details) > SHOWN else ""

@@ -14,8 +14,8 @@ LEAST_SPAN_S = 3600.0
 """History shorter than that says nothing of the days to come."""
 FAR_DAYS = 3650.0
 REFUSE, ACCEPT_AGAIN = 0.85, 0.82
-"""Fill of the fullest device at which a pool takes no new disks: Ceph warns there, stops recovery at 0.90 and ALL writes
-at 0.95. Some way below before it takes them again, so that it does not flicker."""
+"""Fill of the fullest device at which a pool takes no new disks: Ceph warns there, stops recovery at 0.90 and ALL
+writes at 0.95. Some way below before it takes them again, so that it does not flicker."""
 
 
 def raw_factor(redundancy: str) -> float:

@@ -1,0 +1,85 @@
+"""Looking at a cluster: all questions of one round, side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scloud.controllers.storage.line import Line
+from scloud.controllers.storage.load import Load
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.reconcile.ceph import devices
+from scloud.reconcile.ceph.commands import Command
+from scloud.reconcile.ceph.view import (
+    MGR_QUESTIONS,
+    MON_QUESTIONS,
+    SLOW_QUESTIONS,
+    Slow,
+    View,
+    damaged_objects,
+    inconsistent,
+    read,
+    read_slow,
+    safe,
+)
+
+FIRST_S = 12.0
+"""For the question that shows whether the cluster answers at all; a new connection is part of it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    view: View
+    slow: Slow
+    safe: frozenset[int] = frozenset()
+    inconsistent: tuple[str, ...] = ()
+    objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+async def _ask(line: Line, load: Load, target: str, questions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The answers there are; the manager may be busy starting, and its answers can be missed for a while."""
+
+    async def one(name: str, args: dict[str, Any]) -> tuple[str, Any]:
+        try:
+            return name, await line.send(load, Command(args, "", target))
+        except CloudError:
+            if target == "mgr":
+                return name, None
+            raise
+
+    return dict(await asyncio.gather(*(one(name, args) for name, args in questions.items())))
+
+
+async def look(line: Line, load: Load, known: Slow | None) -> Look:
+    """CloudError if the monitors do not answer. `known` is kept instead of asking the slow questions again."""
+    first = await line.send(load, Command(MON_QUESTIONS["status"], ""), FIRST_S)
+    rest = {name: args for name, args in MON_QUESTIONS.items() if name != "status"}
+    if known is None:
+        rest |= SLOW_QUESTIONS
+    answers = {"status": first, **await _ask(line, load, "mon", rest)}
+    if read({"status": first}).manager:
+        answers |= await _ask(line, load, "mgr", MGR_QUESTIONS)
+    view = read(answers)
+    slow = read_slow(answers) if known is None else known
+    unsafe = devices.draining(load.spec.devices, view)
+    more = Look(view, slow)
+    if unsafe and view.manager:
+        args = {"prefix": "osd safe-to-destroy", "ids": [str(number) for number in unsafe]}
+        more = Look(view, slow, safe=safe(await _said(line, load, "mgr", args)))
+    if any("inconsistent" in state for state in view.pg_states):
+        found = inconsistent(await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["inconsistent"]}))
+        log = await _said(line, load, "mon", {"prefix": "log last", "num": 500, "level": "error", "channel": "cluster"})
+        more = Look(view, slow, more.safe, found, damaged_objects(log, found))
+    return more
+
+
+async def _said(line: Line, load: Load, target: str, args: dict[str, Any]) -> Any:
+    """An answer that there may be none to: OSDs that are still needed make an error of it."""
+    try:
+        return await line.send(load, Command(args, "", target))
+    except CloudError as error:
+        if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT, ErrorKind.IN_USE, ErrorKind.NOT_FOUND):
+            return None
+        raise

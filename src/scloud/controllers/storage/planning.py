@@ -1,0 +1,55 @@
+"""The commands that bring one cluster from what it is to what is wanted of it."""
+
+from __future__ import annotations
+
+from scloud.controllers.storage.load import Load
+from scloud.controllers.storage.look import Look
+from scloud.reconcile.ceph import auth, devices, pools, tuning
+from scloud.reconcile.ceph.commands import Command, mgr
+from scloud.reconcile.ceph.pools import Wanted
+
+
+def wanted_pools(load: Load) -> list[Wanted]:
+    return [Wanted(pool.row.id, pool.spec, pool.leaving) for pool in load.pools if pool.spec.rados_name]
+
+
+def plan(load: Load, look: Look) -> list[Command]:
+    """Nothing if all is as it should be. Who may do what comes first: daemons wait for it."""
+    view, slow, spec = look.view, look.slow, load.spec
+    entities = [
+        auth.Entity(entity.name, slow.auth[entity.name][0], entity.caps)
+        if entity.name.startswith("client.scloud-") and entity.name in slow.auth
+        else entity
+        for entity in load.entities()
+    ]
+    gone = set(load.former_clients().values()) - {entity.name for entity in entities}
+    if load.deployed:
+        wanted = {entity.name for entity in entities}
+        gone |= {name for name in slow.auth if name.startswith("mgr.") and name not in wanted}
+    steps = auth.plan(entities, gone, slow.auth)
+    if load.deployed:
+        steps += tuning.plan_settings(spec, slow.config)
+        steps += tuning.plan_health_pool(view, slow.config)
+        steps += devices.plan_monitors(load.names(spec.monitors), view)
+        steps += devices.plan_osds(spec.devices, load.sites.keys(), view)
+        steps += devices.plan_tree(load.sites, view)
+        steps += tuning.plan_noout({site.name: id in spec.maintenance for id, site in load.sites.items()}, view)
+    if view.osds:
+        for pool in wanted_pools(load):
+            steps += pools.plan(pool, view, slow)
+    return steps
+
+
+def requests(load: Load, look: Look) -> list[Command]:
+    """What was asked for once: repairs of what is still inconsistent, scrubs."""
+    if not look.view.manager:
+        return []
+    steps = [
+        mgr(f"repair {group}", "pg repair", pgid=group) for group in load.spec.repairs if group in look.inconsistent
+    ]
+    steps += [
+        mgr(f"deep-scrub {name}", "osd pool deep-scrub", who=[name])
+        for name in load.spec.scrubs
+        if name in look.view.pools
+    ]
+    return steps
