@@ -14,6 +14,7 @@ from scloud.agent.daemon import Daemon, Drivers, Surroundings
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.network import NetworkSettings
 from scloud.agent.vms import VmSettings
+from scloud.drivers.ceph.fake import FakeCeph, FakeCephControl, FakeCephDaemons, FakeNode
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
 from scloud.drivers.hypervisor.protocol import DomainSpec
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
@@ -232,6 +233,8 @@ class Node:
         self.disk.host = self.host
         self.kernel = FakeNetwork()
         self.switch = LinkedSwitch("172.31.0.1")
+        self.ceph = FakeCeph()
+        self.ceph_node = FakeNode()
         self.journal = MemoryJournal()
         self.images = FakeImages(self.disk)
         self.seeds = FakeSeeds()
@@ -249,6 +252,8 @@ class Node:
             self.switch,
             FakeStorage(self.disk),
             LinkedFunctions(self.kernel, self.switch),
+            daemons=FakeCephDaemons(self.ceph, self.ceph_node),
+            control=FakeCephControl(self.ceph),
         )
         around = Surroundings(
             dial=lambda: self.listener.dial(NODE, self.conditions),
