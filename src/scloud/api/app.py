@@ -20,6 +20,7 @@ from scloud.api.context import Context
 from scloud.api.problems import MEDIA_TYPE
 from scloud.api.routes import (
     accounts,
+    disk_data,
     disk_types,
     disks,
     images,
@@ -97,6 +98,7 @@ def make_app(context: Context) -> FastAPI:
         security_groups.router,
         nics.router,
         disks.router,
+        disk_data.router,
         snapshots.router,
         keypairs.keypairs,
         keypairs.placement_groups,

@@ -81,14 +81,15 @@ class ImageFromDisk(Value):
 
 
 class DiskFigures(Answer):
-    """Counters of who has it open now are zero while nobody has. Rates are since the last time of asking."""
+    """Rates are measured over a second; zero, with `open` false, while no running VM has the disk."""
 
     disk: str
     size_mib: int
-    used_mib: int
-    iops_read: float = 0.0
-    iops_write: float = 0.0
-    kib_read_per_s: float = 0.0
-    kib_write_per_s: float = 0.0
-    latency_read_ms: float | None = None
-    latency_write_ms: float | None = None
+    used_mib: int | None
+    open: bool
+    iops_read: float
+    iops_write: float
+    kib_read_per_s: float
+    kib_write_per_s: float
+    latency_read_ms: float | None
+    latency_write_ms: float | None

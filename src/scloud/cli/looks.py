@@ -249,26 +249,78 @@ NIC = _look(
     ("security-groups", "spec.security_groups"),
     ("nodes", "status.node"),
 )
+
+
+def _limits(disk: Resource) -> str:
+    iops, kib = at(disk, "spec.limits.iops"), at(disk, "spec.limits.kib_per_s")
+    parts = [f"{iops} IOPS" if iops else "", f"{human.size(kib / 1024)}/s" if kib else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _schedule(disk: Resource) -> str:
+    schedule = at(disk, "spec.schedule")
+    return f"every {human.age(schedule['every_s'])}, the newest {schedule['keep']} kept" if schedule else ""
+
+
+def _disk_name(disk: Resource) -> str:
+    return str(at(disk, "spec.former_name") or disk["name"])
+
+
 DISK = _look(
     "disk",
     lambda names: (
         Column("SIZE", mib("spec.size_mib"), right=True),
         Column("USED", mib("status.used_mib"), right=True),
+        Column("TYPE", lambda disk: at(disk, "spec.type") or "local"),
         Column("VM", named(names, "vms", "spec.vm")),
         Column("ROLE", lambda disk: "system" if at(disk, "spec.system") else "data"),
     ),
     lambda names: (
         Column("Size", mib("spec.size_mib")),
         Column("Used", mib("status.used_mib")),
+        Column("Type", lambda disk: at(disk, "spec.type") or "local: in its node's own storage"),
         Column("VM", named(names, "vms", "spec.vm")),
         Column("Role", lambda disk: "system" if at(disk, "spec.system") else "data"),
         Column("Image", named(names, "images", "spec.image")),
+        Column("From snapshot", named(names, "snapshots", "spec.snapshot")),
+        Column("Limits", _limits),
+        Column("Snapshots", _schedule),
+        Column("Next snapshot", moment("status.next_snapshot_at")),
         Column("Device", text("status.device")),
         Column("Node", named(names, "nodes", "status.node")),
+        Column("Was called", text("spec.former_name")),
+        Column("Kept until", moment("spec.purge_at")),
     ),
     ("vms", "spec.vm"),
     ("images", "spec.image"),
+    ("snapshots", "spec.snapshot"),
     ("nodes", "status.node"),
+)
+TRASH = Look(
+    "disk",
+    "disks",
+    lambda _: (
+        Column("NAME", _disk_name),
+        Column("ID", text("id")),
+        Column("SIZE", mib("spec.size_mib"), right=True),
+        Column("TYPE", lambda disk: at(disk, "spec.type") or "local"),
+        Column("KEPT UNTIL", moment("spec.purge_at")),
+    ),
+    lambda _: (),
+)
+SNAPSHOT = _look(
+    "snapshot",
+    lambda names: (
+        Column("DISK", named(names, "disks", "spec.disk")),
+        Column("SIZE", mib("status.size_mib"), right=True),
+        Column("BY", lambda snapshot: "schedule" if at(snapshot, "spec.scheduled") else "hand"),
+    ),
+    lambda names: (
+        Column("Disk", named(names, "disks", "spec.disk")),
+        Column("Size", mib("status.size_mib")),
+        Column("Taken by", lambda snapshot: "schedule" if at(snapshot, "spec.scheduled") else "hand"),
+    ),
+    ("disks", "spec.disk"),
 )
 NODE = _look(
     "node",
@@ -343,6 +395,7 @@ OPERATION = Look(
 BY_KIND = {
     look.noun: look
     for look in (
-        VM, IMAGE, VPC, SUBNET, SECURITY_GROUP, PLACEMENT_GROUP, KEYPAIR, NIC, DISK, NODE, CLUSTER, ACCOUNT, OPERATION
+        VM, IMAGE, VPC, SUBNET, SECURITY_GROUP, PLACEMENT_GROUP, KEYPAIR, NIC, DISK, SNAPSHOT, NODE, CLUSTER, ACCOUNT,
+        OPERATION,
     )
 }  # fmt: skip

@@ -80,10 +80,10 @@ def add_delete(app: typer.Typer, look: Look) -> None:
         delete_all(look, names, How(output, wait, timeout))
 
 
-def delete_all(look: Look, names: list[str], how: How) -> None:
+def delete_all(look: Look, names: list[str], how: How, said: str = "deleted", **params: bool | None) -> None:
     """Delete each of them: all are asked for before the first is waited for."""
     with connect() as client:
-        settle_each(client, names, lambda name: client.delete(path(look.collection, name)), how, "deleted", "gone")
+        settle_each(client, names, lambda name: client.delete(path(look.collection, name), **params), how, said, "gone")
 
 
 def act(look: Look, names: list[str], action: str, body: Mapping[str, object], how: How, said: str) -> None:

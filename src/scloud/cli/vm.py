@@ -54,10 +54,17 @@ add_rename(app, VM)
 
 @app.command("delete")
 def delete(
-    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+    names: NamesArgument,
+    keep_disks: Annotated[
+        bool,
+        typer.Option("--keep-disks", help="System disks of a pool wait in the trash: `scloud disk trash` lists them."),
+    ] = False,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
 ) -> None:
     """Delete one VM or several, with their system disks; data disks are detached and stay."""
-    delete_all(VM, names, How(output, wait, timeout))
+    delete_all(VM, names, How(output, wait, timeout), keep_disks=keep_disks or None)
 
 
 app.command("ssh")(vm_access.ssh)

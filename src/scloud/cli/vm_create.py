@@ -98,6 +98,16 @@ def create(
             rich_help_panel=_DISKS,
         ),
     ] = None,
+    disk_type: Annotated[
+        str | None,
+        typer.Option(
+            "--disk-type",
+            metavar="TYPE",
+            help="Of the system disk and of new data disks.",
+            show_default="its node's own storage",
+            rich_help_panel=_DISKS,
+        ),
+    ] = None,
     node: Annotated[
         str | None, typer.Option("--node", metavar="NODE", help="The only node it may run on.", rich_help_panel=_PLACE)
     ] = None,
@@ -122,6 +132,7 @@ def create(
         cpus=cpus,
         memory_mib=parsed(parse_size, memory, "--memory"),
         disk_mib=None if system_disk is None else parsed(parse_size, system_disk, "--system-disk"),
+        disk_type=disk_type,
         nics=_nics(subnet, ip, security_group, nic),
         user_data=None if user_data is None else _read(user_data),
         node=node,
@@ -140,7 +151,7 @@ def create(
             spec.update(given(disks=named))
             _print_placement(client.post("/vms", body, dry_run=True), output)
             return
-        with _made_disks(client, name, new_disks) as made:
+        with _made_disks(client, name, new_disks, disk_type) as made:
             spec.update(given(disks=named + made))
             answer = client.post("/vms", body)
         settle(client, answer, How(output, wait, timeout), "created", "created")
@@ -182,19 +193,20 @@ def _keypairs(client: Client, asked: list[str] | None) -> list[str]:
 
 
 @contextmanager
-def _made_disks(client: Client, vm: str, sizes: list[int]) -> Iterator[list[str]]:
+def _made_disks(client: Client, vm: str, sizes: list[int], disk_type: str | None) -> Iterator[list[str]]:
     """Data disks made for a VM, as ids; deleted again if the VM is refused."""
     answers: list[Resource] = []
     try:
         for number, mib in enumerate(sizes, 1):
-            answers.append(client.post("/disks", {"name": f"{vm}-data-{number}", "spec": {"size_mib": mib}}))
+            spec = given(size_mib=mib, type=disk_type)
+            answers.append(client.post("/disks", {"name": f"{vm}-data-{number}", "spec": spec}))
         _, errors = await_operations(client, [answer["operation"] for answer in answers])
         if errors:
             raise errors[0]
         yield [answer["resource"]["id"] for answer in answers]
     except BaseException:
         for answer in answers:
-            client.delete(path("disks", answer["resource"]["id"]))
+            client.delete(path("disks", answer["resource"]["id"]), now=True)
         raise
 
 

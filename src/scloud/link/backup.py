@@ -6,7 +6,7 @@
               D  data: `length` bytes follow
               Z  zeros: `length` of them, nothing follows
               X  the sender failed: `length` bytes of JSON follow, [error kind, message]; nothing comes after it
-              E  the end: `offset` is how many records came before, and 32 bytes follow, the SHA-256 of all before it
+              E  the end: `offset` is how many records came before, and 32 bytes follow, the SHA-256 of all before them
 
 Numbers are big-endian. Offsets rise, and pieces do not overlap. Without `since` all that is not told is zeros; with it
 (the id of an older snapshot of the same disk) all that is not told is as it was in that snapshot. A file without an end
@@ -75,7 +75,7 @@ async def encode(header: BackupHeader, extents: AsyncIterator[Extent]) -> AsyncI
         said = json.dumps([kind, str(error)]).encode()
         yield _RECORD.pack(b"X", 0, len(said), zlib.crc32(said)) + said
         return
-    yield _RECORD.pack(b"E", count, 32, 0) + total.digest()
+    yield out(_RECORD.pack(b"E", count, 32, 0)) + total.digest()
 
 
 class Decoder:
@@ -118,12 +118,12 @@ class Decoder:
         while True:
             raw = await self._take(_RECORD.size, counted=False)
             kind, offset, length, crc = _RECORD.unpack(raw)
+            if kind == b"X":
+                await self._failed(length, crc)
+            self._total.update(raw)
             if kind == b"E":
                 await self._end(offset)
                 return
-            if kind == b"X":
-                await self._failed(length)
-            self._total.update(raw)
             if kind not in (b"D", b"Z") or offset < position or length == 0:
                 raise _broken(f"its record {self._count + 1} makes no sense")
             if offset + length > size:
@@ -145,11 +145,12 @@ class Decoder:
         if count != self._count or await self._take(32, counted=False) != self._total.digest():
             raise _broken("its checksum is wrong")
 
-    async def _failed(self, length: int) -> None:
-        if length > MAX_HEADER:
+    async def _failed(self, length: int, crc: int) -> None:
+        said = b"" if length > MAX_HEADER else await self._take(length, counted=False)
+        if zlib.crc32(said) != crc:
             raise _broken("its failure cannot be read")
         try:
-            kind, message = json.loads(await self._take(length, counted=False))
+            kind, message = json.loads(said)
             error = CloudError(ErrorKind(kind), f"the backup broke off: {message}")
         except (ValueError, TypeError) as problem:
             raise _broken("its failure cannot be read") from problem

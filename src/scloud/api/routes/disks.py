@@ -9,7 +9,6 @@ from fastapi import Query, Request, Response
 from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
 from scloud.api.disk_schemas import (
     DiskCreate,
-    DiskFigures,
     DiskResize,
     LimitAsk,
     RestoreAsk,
@@ -30,7 +29,6 @@ from scloud.api.schemas import (
     Rename,
     ResourcePage,
 )
-from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.ids import is_id
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import DiskSpec
@@ -226,14 +224,3 @@ async def restore_disk(
         return disks.restore(tx, account, ref, body.name if body else None)
 
     return await write(context, caller, restore, request=request, key=key)
-
-
-@router.get("/{ref}/figures", response_model=DiskFigures)
-async def disk_figures(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
-    """Its size, what it really occupies, and what is read and written a second."""
-    row = await context.store.read(lambda tx: fetch(tx, Kind.DISK, ref, caller))
-    if row.node is None:
-        raise CloudError(ErrorKind.CONFLICT, f"disk '{row.name}' is {row.state} and on no node; it has no figures yet")
-    spec = row.spec_as(DiskSpec)
-    found = await context.manager.call(row.node, f"disk '{row.name}'", "disk_figures", disk=row.id, pool=spec.pool)
-    return send({"disk": row.id, "size_mib": spec.size_mib, **(found or {"used_mib": 0})})
