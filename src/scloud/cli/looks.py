@@ -96,7 +96,7 @@ _TOP = (
 _BOTTOM = (Column("Created", moment("created_at")), Column("Changed", moment("updated_at")))
 
 
-def _look(
+def look_of(
     noun: str,
     columns: Callable[[Names], Sequence[Column]],
     card: Callable[[Names], Sequence[Column]],
@@ -155,7 +155,7 @@ def _schedulable(resource: Resource) -> str:
     return "cordoned" if at(resource, "spec.cordoned") else ""
 
 
-VM = _look(
+VM = look_of(
     "vm",
     lambda names: (
         Column("NODE", named(names, "nodes", "status.node")),
@@ -181,7 +181,7 @@ VM = _look(
     ("keypairs", "spec.keypairs"),
     ("placement-groups", "spec.placement_group"),
 )
-IMAGE = _look(
+IMAGE = look_of(
     "image",
     lambda _: (
         Column("SIZE", mib("status.size_mib"), right=True),
@@ -199,34 +199,34 @@ IMAGE = _look(
         Column("Public", yes("spec.public")),
     ),
 )
-VPC = _look(
+VPC = look_of(
     "vpc",
     lambda _: (Column("VNI", text("spec.vni"), right=True),),
     lambda _: (Column("VNI", text("spec.vni")),),
 )
-SUBNET = _look(
+SUBNET = look_of(
     "subnet",
     lambda names: (Column("VPC", named(names, "vpcs", "spec.vpc")), Column("CIDR", text("spec.cidr"))),
     lambda names: (Column("VPC", named(names, "vpcs", "spec.vpc")), Column("CIDR", text("spec.cidr"))),
     ("vpcs", "spec.vpc"),
 )
-SECURITY_GROUP = _look(
+SECURITY_GROUP = look_of(
     "security-group",
     lambda _: (Column("RULES", lambda group: str(len(at(group, "spec.rules") or ())), right=True),),
     lambda names: (Column("Rules", _rules(names)),),
 )
-PLACEMENT_GROUP = _look(
+PLACEMENT_GROUP = look_of(
     "placement-group",
     lambda _: (Column("POLICY", text("spec.policy")),),
     lambda _: (Column("Policy", text("spec.policy")),),
 )
-KEYPAIR = _look(
+KEYPAIR = look_of(
     "keypair",
     lambda _: (Column("TYPE", lambda key: (at(key, "spec.public_key") or "-").split(" ")[0]),),
     lambda _: (Column("Public key", text("spec.public_key")),),
     state=False,
 )
-NIC = _look(
+NIC = look_of(
     "nic",
     lambda names: (
         Column("IP", text("spec.ip")),
@@ -266,7 +266,7 @@ def _disk_name(disk: Resource) -> str:
     return str(at(disk, "spec.former_name") or disk["name"])
 
 
-DISK = _look(
+DISK = look_of(
     "disk",
     lambda names: (
         Column("SIZE", mib("spec.size_mib"), right=True),
@@ -308,7 +308,7 @@ TRASH = Look(
     ),
     lambda _: (),
 )
-SNAPSHOT = _look(
+SNAPSHOT = look_of(
     "snapshot",
     lambda names: (
         Column("DISK", named(names, "disks", "spec.disk")),
@@ -322,7 +322,7 @@ SNAPSHOT = _look(
     ),
     ("disks", "spec.disk"),
 )
-NODE = _look(
+NODE = look_of(
     "node",
     lambda names: (
         Column("CLUSTER", named(names, "clusters", "spec.cluster")),
@@ -347,7 +347,7 @@ NODE = _look(
     ),
     ("clusters", "spec.cluster"),
 )
-CLUSTER = _look(
+CLUSTER = look_of(
     "cluster",
     lambda _: (
         Column("ARCHITECTURE", text("spec.architecture")),
@@ -358,7 +358,7 @@ CLUSTER = _look(
         Column("CPU overcommit", lambda cluster: f"{at(cluster, 'spec.cpu_overcommit'):g} virtual for each CPU"),
     ),
 )
-ACCOUNT = _look(
+ACCOUNT = look_of(
     "account",
     lambda _: (Column("ROLE", lambda account: "administrator" if at(account, "spec.admin") else "tenant"),),
     lambda _: (Column("Role", lambda account: "administrator" if at(account, "spec.admin") else "tenant"),),

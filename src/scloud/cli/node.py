@@ -65,6 +65,30 @@ def uncordon(
     act(NODE, names, "uncordon", {}, How(output, wait, timeout), "takes new VMs")
 
 
+@app.command("label")
+def label(
+    name: NameArgument,
+    labels: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="Such as rack=r1 or datacenter=d1; KEY= takes it away.")
+    ],
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Say where a node stands: storage keeps copies in different racks and datacenters by these labels."""
+    changed: dict[str, str] = {}
+    for text in labels:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"'{text}' is not KEY=VALUE", param_hint="'KEY=VALUE...'")
+        changed[key] = value
+    with connect() as client:
+        known = client.get(path("nodes", name))["spec"].get("labels") or {}
+        merged = {key: value for key, value in {**known, **changed}.items() if value}
+        answer = client.patch(path("nodes", name), {"spec": {"labels": merged}})
+        settle(client, answer, How(output, wait, timeout), "is labelled", "changed")
+
+
 @app.command("remove")
 def remove(
     name: NameArgument,

@@ -179,7 +179,8 @@ async def test_a_device_is_added_and_removed_with_its_data_moved_away_first(clou
     assert (await cloud.admin.get(f"/operations/{asked['operation']['id']}"))["progress"] == 75
     ceph.moving = 0
     await cloud.admin.wait(asked)
-    assert len(ceph.osds) == 6 and len(store_of(nodes[0], id).daemons) == 4
+    await nodes[0].until(lambda: len(store_of(nodes[0], id).daemons) == 4)
+    assert len(ceph.osds) == 6
     assert [command for command in ceph.commands if command.startswith("osd purge")] == [
         "osd purge id=6 yes_i_really_mean_it=True"
     ]

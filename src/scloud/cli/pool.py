@@ -1,0 +1,65 @@
+"""`scloud pool`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.session import Output
+from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, given, noun
+from scloud.cli.storage_looks import POOL
+
+app = noun("Pools of storage clusters: how often and where the data of disks is kept.")
+
+
+class FaultDomain(StrEnum):
+    HOST = "host"
+    RACK = "rack"
+    DATACENTER = "datacenter"
+
+
+class Media(StrEnum):
+    HDD = "hdd"
+    SSD = "ssd"
+
+
+class Backend(StrEnum):
+    CEPH = "ceph"
+
+
+@app.command("create")
+def create_pool(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    cluster: Annotated[str, typer.Option("--cluster", help="The storage cluster it is in.")],
+    redundancy: Annotated[
+        str, typer.Option("--redundancy", metavar="replica:N|ec:K+M", help="N copies, or K chunks and M more.")
+    ] = "replica:3",
+    fault_domain: Annotated[
+        FaultDomain, typer.Option("--fault-domain", help="Each copy or chunk is on another one of these.")
+    ] = FaultDomain.HOST,
+    media: Annotated[
+        Media | None, typer.Option("--media", help="Only devices of this kind.", show_default="any")
+    ] = None,
+    backend: Annotated[Backend, typer.Option("--backend", help="What keeps the data.")] = Backend.CEPH,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Create a pool."""
+    spec = given(
+        backend=backend.value,
+        cluster=cluster,
+        redundancy=redundancy,
+        fault_domain=fault_domain.value,
+        media=media.value if media else None,
+    )
+    create(POOL, {"name": name, "spec": spec}, How(output, wait, timeout))
+
+
+add_list(app, POOL, tenant=False)
+add_show(app, POOL)
+add_rename(app, POOL)
+add_delete(app, POOL)
