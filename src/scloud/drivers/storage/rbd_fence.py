@@ -127,7 +127,9 @@ def _command(session: Session, command: dict[str, Any]) -> Any:
     code, answer, words = session.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
     if code != 0:
         raise cloud_error(rados.Error(words, abs(code)), command["prefix"])
-    return json.loads(answer) if answer.strip() else None
+    text = answer.decode().strip()
+    # Pacific's monitors answer `osd blocklist ls` with a second, empty list behind the first.
+    return json.JSONDecoder().raw_decode(text)[0] if text else None
 
 
 def _plain(address: str) -> str:
