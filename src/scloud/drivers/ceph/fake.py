@@ -93,6 +93,8 @@ class FakeNode:
     """Path to the uuid of the OSD on it; "" for an empty one, `foreign` for somebody else's bytes."""
     fsids: dict[str, str] = field(default_factory=dict)
     next_pid: int = 1000
+    death: asyncio.Event = field(default_factory=asyncio.Event)
+    """The next one; another event is put here then."""
 
 
 class FakeCephDaemons:
@@ -101,7 +103,6 @@ class FakeCephDaemons:
     def __init__(self, ceph: FakeCeph, node: FakeNode | None = None) -> None:
         self.ceph = ceph
         self.node = node or FakeNode()
-        self._changed = asyncio.Event()
 
     async def ensure(self, store: DesiredStore) -> dict[str, int]:
         self.node.fsids[store.cluster] = store.fsid
@@ -193,8 +194,7 @@ class FakeCephDaemons:
             for (of, _), daemon in self.node.daemons.items():
                 if of == cluster and daemon.pid is None:
                     return _shown(daemon)
-            self._changed.clear()
-            await self._changed.wait()
+            await self.node.death.wait()
 
     async def daemons(self) -> list[DaemonFacts]:
         return [
@@ -220,7 +220,8 @@ class FakeCephDaemons:
         if daemon.pid is not None:
             daemon.pid = None
             self._tell(cluster, daemon, False)
-        self._changed.set()
+        self.node.death.set()
+        self.node.death = asyncio.Event()
 
     def _tell(self, cluster: str, daemon: _Daemon, runs: bool) -> None:
         type, _, name = daemon.name.partition(".")
