@@ -11,7 +11,7 @@ from scloud.link.channel import Channel
 from scloud.link.digest import digest_of
 from scloud.link.memory import Conditions, MemoryListener
 from scloud.model.desired import DesiredDisk, DesiredObject, DesiredPort, DesiredStore, DesiredVm, key_of
-from scloud.model.errors import CloudError
+from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad, Observed, VmFigures
 from scloud.model.statuses import Accelerator, Capacity
 from scloud.model.wire import (
@@ -29,6 +29,10 @@ from scloud.model.wire import (
 )
 
 Answer = Callable[[dict[str, Any]], Any]
+
+
+def _no_cluster(params: dict[str, Any]) -> Any:
+    raise CloudError(ErrorKind.UNAVAILABLE, f"no quorum of the monitors of {params['cluster']} answers")
 
 
 class ScriptedNode:
@@ -74,6 +78,7 @@ class ScriptedNode:
             "figures": self._figures,
             "console_log": lambda params: f"log of {params['vm']}\n"[-params["bytes"] :],
             "trace": lambda _: {"forwards": True, "text": ""},
+            "ceph_command": _no_cluster,
         }
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -207,6 +212,8 @@ class ScriptedNode:
                 self._open(call.params)
                 reply = Reply(call=call.call, result={})
             else:
+                if call.method not in self.answers:
+                    raise CloudError(ErrorKind.NOT_FOUND, f"this node has no method '{call.method}'")
                 reply = Reply(call=call.call, result=self.answers[call.method](call.params))
         except CloudError as error:
             reply = Reply(call=call.call, error=(error.kind.value, error.message))
