@@ -118,9 +118,13 @@ class Console:
 
 
 class Rig:
-    """`with Rig() as rig:`. `scratch` is a new folder with a short path, for the sake of UNIX sockets."""
+    """`with Rig() as rig:`. `scratch` is a new folder with a short path, for the sake of UNIX sockets.
 
-    def __init__(self) -> None:
+    Without a `network` of its own it shares the machine's, for guests whose disks are reached over loopback.
+    """
+
+    def __init__(self, network: bool = True) -> None:
+        self._unshare = ["--mount", *(["--net"] if network else []), "--propagation", "private"]
         self.scratch = Path(tempfile.mkdtemp(prefix="hv-", dir="/tmp"))
         self._holder: subprocess.Popen[str] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -143,7 +147,7 @@ class Rig:
         (self.scratch / "etc/qemu.conf").write_text(_QEMU_CONF)
         try:
             self._holder = subprocess.Popen(
-                ["unshare", "--mount", "--net", "--propagation", "private", "bash", "-c", _HOLD, "hold", self.scratch],
+                ["unshare", *self._unshare, "bash", "-c", _HOLD, "hold", self.scratch],
                 stdout=subprocess.PIPE,
                 text=True,
             )

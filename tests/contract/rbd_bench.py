@@ -17,7 +17,7 @@ from support.ceph_rig import CephRig
 
 CEPH_POOLS = [pytest.param(name, marks=pytest.mark.engine) for name in ("rbd", "rbd-ec")]
 FIRST_PORT = 17800
-CLIENT = "scloud.n1"
+CLIENT = "scloud-n1"
 NODE = "nod-1"
 
 

@@ -53,8 +53,8 @@ class Writer:
 
     @classmethod
     async def start(cls, bench: RbdBench, image: str) -> Writer:
-        key = bench.rig.make_client("scloud.n2", "rbd", "rbd-ec", "rbd-ec-data")
-        argv = ["scloud.n2", key, bench.rig.mon_host, bench.pool, image]
+        key = bench.rig.make_client("scloud-n2", "rbd", "rbd-ec", "rbd-ec-data")
+        argv = ["scloud-n2", key, bench.rig.mon_host, bench.pool, image]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _WRITER, *argv, stdout=asyncio.subprocess.PIPE
         )
@@ -103,7 +103,7 @@ async def last_of(bench: RbdBench, disk: str) -> int:
 
 
 async def test_a_writer_is_cut_off_in_the_middle_of_writing(bench: RbdBench) -> None:
-    mine, theirs = bench.storage, bench.driver(OTHER, "scloud.n2")
+    mine, theirs = bench.storage, bench.driver(OTHER, "scloud-n2")
     await theirs.create("dsk-1", 8, None)
     await theirs.create("dsk-2", 8, None)
     place = await theirs.locate("dsk-1")
@@ -129,7 +129,7 @@ async def test_a_writer_is_cut_off_in_the_middle_of_writing(bench: RbdBench) -> 
 
 
 async def test_a_fenced_node_stays_away_until_it_is_let_back_in(bench: RbdBench) -> None:
-    mine, theirs = bench.storage, bench.driver(OTHER, "scloud.n2")
+    mine, theirs = bench.storage, bench.driver(OTHER, "scloud-n2")
     await theirs.create("dsk-1", 8, None)
     await theirs.locate("dsk-1")
     await mine.fence(OTHER)
@@ -138,7 +138,7 @@ async def test_a_fenced_node_stays_away_until_it_is_let_back_in(bench: RbdBench)
         with pytest.raises(CloudError, match="cut off") as caught:
             await call
         assert caught.value.kind == ErrorKind.CONFLICT
-    restarted = bench.driver(OTHER, "scloud.n2")
+    restarted = bench.driver(OTHER, "scloud-n2")
     with pytest.raises(CloudError, match="cut off"):
         await restarted.show("dsk-1")
     facts = await mine.show("dsk-1")
@@ -152,14 +152,14 @@ async def test_a_fenced_node_stays_away_until_it_is_let_back_in(bench: RbdBench)
 
 async def test_a_disk_that_has_moved_is_not_its_former_nodes(bench: RbdBench) -> None:
     """The new owner goes on when the old one is fenced."""
-    mine, theirs = bench.storage, bench.driver(OTHER, "scloud.n2")
+    mine, theirs = bench.storage, bench.driver(OTHER, "scloud-n2")
     await theirs.create("dsk-1", 8, None)
     await theirs.locate("dsk-1")
     place = await mine.locate("dsk-1")
     writer = await Writer.start(bench, place.image)
     try:
         await writer.until(10)
-        await bench.driver("nod-3", "scloud.n3").fence(OTHER)
+        await bench.driver("nod-3", "scloud-n3").fence(OTHER)
         await writer.until(writer.written + 20)
     finally:
         await writer.end()

@@ -82,7 +82,7 @@ osd heartbeat min size = 0
 osd fast shutdown = true
 bdev flock retry = 20
 """
-MON_CAPS = 'profile rbd, allow command "osd blocklist"'
+MON_CAPS = "profile rbd"
 """What a node's client may ask of monitors."""
 
 
