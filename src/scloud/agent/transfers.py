@@ -1,7 +1,7 @@
 """A disk's bytes to and from the manager, as backups (`link.backup`): `export_disk` and `restore_disk` streams.
 
-An export is the backup and nothing else. A restore is the backup from the manager, answered with one line of JSON:
-`{"bytes": N}` when all of it is on the disk, or `{"error": [kind, message]}`.
+An export is the backup and nothing else. A restore is the backup from the manager in pieces (`link.backup.pieces`),
+answered with one line of JSON: `{"bytes": N}` when all of it is on the disk, or `{"error": [kind, message]}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scloud.agent.journal import Journal
 from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage
 from scloud.drivers.storage.protocol import Storage
-from scloud.link.backup import MIB, BackupHeader, Decoder, encode, whole
+from scloud.link.backup import MIB, BackupHeader, Decoder, encode, joined, whole
 from scloud.link.channel import Channel, Dialer
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
@@ -95,7 +95,7 @@ class Transfers:
             await channel.close()
 
     async def _restore(self, channel: Channel, storage: Storage, disk: str, size: int) -> None:
-        decoder = Decoder(channel.read)
+        decoder = Decoder(joined(channel.read))
         try:
             async with self._disks.hold([disk]):
                 self._refuse_open(disk)

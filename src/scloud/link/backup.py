@@ -30,6 +30,7 @@ MAX_HEADER = 64 * 1024
 MIB = 1024 * 1024
 _LENGTH = struct.Struct(">I")
 _RECORD = struct.Struct(">cQQI")
+MAX_PIECE = 1024 * 1024
 Extent = tuple[int, bytes | int]
 """(offset, data) or (offset, length of zeros), in bytes."""
 Read = Callable[[int], Awaitable[bytes]]
@@ -167,3 +168,39 @@ async def whole(extents: AsyncIterator[Extent], size: int) -> AsyncIterator[Exte
         position = offset + (piece if isinstance(piece, int) else len(piece))
     if position < size:
         yield position, size - position
+
+
+# --- on a channel whose other direction must stay open: pieces with their length, of which the last is empty
+
+
+def pieces(data: bytes) -> bytes:
+    """As it goes over the channel; nothing is the end."""
+    parts = [data[at : at + MAX_PIECE] for at in range(0, len(data), MAX_PIECE)] or [b""]
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def joined(read: Read) -> Read:
+    """What was sent, b"" once the empty piece or the end of the channel has come."""
+    held = bytearray()
+    left = 0
+    over = False
+
+    async def more(limit: int) -> bytes:
+        nonlocal left, over
+        while not over:
+            if left and held:
+                part = bytes(held[: min(left, limit)])
+                del held[: len(part)]
+                left -= len(part)
+                return part
+            if not left and len(held) >= _LENGTH.size:
+                (left,) = _LENGTH.unpack(bytes(held[: _LENGTH.size]))
+                del held[: _LENGTH.size]
+                over = left == 0
+                continue
+            data = await read(CHUNK)
+            over = not data
+            held.extend(data)
+        return b""
+
+    return more

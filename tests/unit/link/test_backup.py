@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scloud.client import backup as files
-from scloud.link.backup import CHUNK, BackupHeader, Decoder, Extent, encode, whole
+from scloud.link.backup import CHUNK, BackupHeader, Decoder, Extent, encode, joined, whole
+from scloud.link.backup import pieces as pieced
 from scloud.model.errors import CloudError, ErrorKind
 
 HEADER = BackupHeader(disk="dsk-1", snapshot="snp-2", since="snp-1", size_mib=16)
@@ -94,6 +95,24 @@ async def test_bytes_beyond_the_disk_are_refused() -> None:
 async def test_what_a_whole_backup_leaves_out_is_zeros() -> None:
     filled = [extent async for extent in whole(told([(10, b"abc"), (20, 5)]), 30)]
     assert filled == [(0, 10), (10, b"abc"), (13, 7), (20, 5), (25, 5)]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50)), st.integers(1, 60), st.integers(1, 60), st.binary(max_size=9))
+def test_pieces_are_joined_until_the_empty_one(sent: list[bytes], step: int, limit: int, later: bytes) -> None:
+    data = b"".join(map(pieced, sent)) + pieced(b"") + later
+    parts = iter([data[at : at + step] for at in range(0, len(data), step)])
+
+    async def more(_limit: int) -> bytes:
+        return next(parts, b"")
+
+    async def all_of() -> bytes:
+        read, result = joined(more), b""
+        while part := await read(limit):
+            assert len(part) <= limit
+            result += part
+        return result
+
+    assert asyncio.run(all_of()) == b"".join(sent)
 
 
 @given(st.binary(max_size=5000), st.data())

@@ -16,7 +16,7 @@ from scloud.api.intents.disks import refuse_while_open, usable
 from scloud.api.reading import fetch, router_for
 from scloud.api.schemas import BYTES, OperationOut, RefPath
 from scloud.controllers import imports
-from scloud.link.backup import CHUNK, BackupHeader, Decoder
+from scloud.link.backup import CHUNK, BackupHeader, Decoder, pieces
 from scloud.link.channel import Channel
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.fields import REF_PATTERN
@@ -100,13 +100,14 @@ async def import_disk(ref: RefPath, request: Request, context: ContextDep, calle
         return imports.begin(tx, disk)
 
     disk, op = await context.store.write(begin)
-    error: CloudError | None = None
+    error: CloudError | None = CloudError(ErrorKind.UNAVAILABLE, "the connection broke off")
     try:
         await _restore(context, disk, upload)
+        error = None
     except CloudError as problem:
         error = problem
     except (OSError, ClientDisconnect):
-        error = CloudError(ErrorKind.UNAVAILABLE, "the connection broke off")
+        pass  # as said above
     finally:
         # Also when whoever asked has gone: without an end the disk would stay as it is now.
         ended = context.store.write(lambda tx: imports.end(tx, disk.id, op, header, error))
@@ -161,8 +162,8 @@ async def _send(channel: Channel, upload: _Upload, answering: asyncio.Future[Non
         async for piece in upload:
             if answering.done():
                 return
-            for at in range(0, len(piece), CHUNK):
-                await channel.write(piece[at : at + CHUNK])
+            await channel.write(pieces(piece))
+        await channel.write(pieces(b""))
     except OSError:
         async with asyncio.timeout(5.0):  # the reason may be on its way
             await answering

@@ -1,0 +1,197 @@
+"""Backups over the API: a real node's side of the streams on a storage in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scloud.agent.transfers import Transfers
+from scloud.drivers.storage.fake import MIB, FakeDisk, FakeStorage
+from scloud.link.backup import BackupHeader, Decoder, encode
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import Observed
+from support.cloud import Cloud
+from support.node import ScriptedNode
+from support.pools import make_pool
+
+
+class Server:
+    """One scripted node whose disks are really kept, in memory, and its streams."""
+
+    def __init__(self, cloud: Cloud, node: ScriptedNode) -> None:
+        self.disk = FakeDisk(shared=True)
+        self.storage = FakeStorage(self.disk)
+        stores: Any = SimpleNamespace(of=lambda _pool: self.storage)
+        usage: Any = SimpleNamespace(known=True, disk_open_by=lambda _disk: None)
+        journal: Any = SimpleNamespace(desired=node.objects)
+
+        @asynccontextmanager
+        async def hold(_disks: Iterable[str]) -> AsyncIterator[None]:
+            yield
+
+        dial = lambda: cloud.listener.dial(node.id, node.conditions)  # noqa: E731
+        disks: Any = SimpleNamespace(hold=hold)
+        self.transfers = Transfers(dial, stores, disks, usage, journal)
+        self.tasks: set[asyncio.Task[None]] = set()
+        node._open = self.open  # type: ignore[method-assign]
+
+    def open(self, params: dict[str, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(self.transfers.open(params["stream"], params["kind"], params))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+@pytest.fixture
+async def server(cloud: Cloud) -> Server:
+    node = await cloud.node()
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id]))
+    return Server(cloud, node)
+
+
+async def make(cloud: Cloud, server: Server, name: str, size_mib: int = 8) -> str:
+    id = str((await cloud.alice.create("disks", name, size_mib=size_mib, type="standard"))["id"])
+    await server.storage.create(id, size_mib, None)
+    return id
+
+
+async def keep(cloud: Cloud, server: Server, disk: str, name: str) -> str:
+    id = str((await cloud.alice.create("snapshots", name, disk=disk))["id"])
+    await server.storage.snapshot(disk, id)
+    return id
+
+
+async def save(cloud: Cloud, disk: str, **params: str) -> bytes:
+    answer = await cloud.alice.ask("GET", f"/disks/{disk}/export", params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+async def put(cloud: Cloud, disk: str, content: bytes) -> dict[str, Any]:
+    answer = await cloud.alice.ask("PUT", f"/disks/{disk}/data", content=content)
+    assert answer.status_code == 202, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+async def test_a_disk_is_brought_back_from_a_whole_backup_and_two_of_changes(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    backups, last = [], ""
+    for number, text in enumerate((b"first", b"second", b"third")):
+        server.disk.write(one, number * 2 * MIB + 17, text)
+        server.disk.write(one, 5, b"%d" % number)
+        await keep(cloud, server, one, f"s{number}")
+        backups.append(await save(cloud, "one", snapshot=f"s{number}", **({"since": last} if last else {})))
+        last = f"s{number}"
+    server.disk.write(one, 0, b"later than any backup")
+    two = await make(cloud, server, "two")
+    server.disk.write(two, 7 * MIB, b"what was there before")
+    early = await cloud.alice.ask("PUT", "/disks/two/data", content=backups[1])
+    assert early.status_code == 409 and "import the backup of that snapshot first" in early.json()["detail"]
+    for backup in backups:
+        assert (await put(cloud, "two", backup))["state"] == "done"
+    expected = bytearray(8 * MIB)
+    for number, text in enumerate((b"first", b"second", b"third")):
+        expected[number * 2 * MIB + 17 : number * 2 * MIB + 17 + len(text)] = text
+    expected[5:6] = b"2"
+    assert server.disk.read(two, 0, 8 * MIB) == bytes(expected)
+    assert (await cloud.alice.get("/disks/two"))["status"]["state"] == "ready"
+
+
+async def test_after_it_was_attached_a_disk_takes_no_backup_of_changes(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    one = await make(cloud, server, "one")
+    await keep(cloud, server, one, "s0")
+    await keep(cloud, server, one, "s1")
+    await make(cloud, server, "two")
+    await put(cloud, "two", await save(cloud, "one", snapshot="s0"))
+    await cloud.alice.create("vms", "a", image="micro", disks=["two"])
+    change = await save(cloud, "one", snapshot="s1", since="s0")
+    attached = await cloud.alice.ask("PUT", "/disks/two/data", content=change)
+    assert attached.status_code == 409
+    await cloud.alice.end("POST", "/disks/two/actions/detach")
+    problem = await cloud.alice.ask("PUT", "/disks/two/data", content=change)
+    assert problem.status_code == 409 and "was not just imported" in problem.json()["detail"]
+
+
+async def test_a_damaged_backup_is_noticed_and_the_disk_cannot_be_used(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    server.disk.write(one, 0, b"x" * 1000)
+    await keep(cloud, server, one, "s0")
+    good = await save(cloud, "one", snapshot="s0")
+    two = await make(cloud, server, "two")
+    for bad, word in ((good[:-40], "too early"), (good[:-1] + b"?", "checksum"), (good[:300] + b"?" + good[301:], "")):
+        answer = await cloud.alice.ask("PUT", "/disks/two/data", content=bad)
+        assert answer.status_code == 422 and word in answer.json()["detail"], answer.text
+        row = await cloud.alice.get("/disks/two")
+        assert row["status"]["state"] == "error" and "import it anew" in row["status"]["reason"]
+        await cloud.alice.fail("POST", "/disks/two/actions/limit", {"iops": 1}, status=409, code="conflict")
+    assert (await put(cloud, "two", good))["state"] == "done"
+    assert server.disk.read(two, 0, 1000) == b"x" * 1000
+    for content in (b"", b"no backup", good[:12]):
+        answer = await cloud.alice.ask("PUT", "/disks/two/data", content=content)
+        assert answer.status_code == 422, answer.text
+    small = await make(cloud, server, "small", 4)
+    answer = await cloud.alice.ask("PUT", f"/disks/{small}/data", content=good)
+    assert answer.status_code == 422 and "resize it first" in answer.json()["detail"]
+
+
+async def test_an_export_that_fails_in_the_middle_says_so_in_the_backup(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    await keep(cloud, server, one, "s0")
+    server.disk.failing["export"] = CloudError(ErrorKind.ENGINE, "the pool is gone")
+    content = await save(cloud, "one", snapshot="s0")
+    parts = iter([content])
+
+    async def read(_limit: int) -> bytes:
+        return next(parts, b"")
+
+    decoder = Decoder(read)
+    await decoder.header()
+    with pytest.raises(CloudError, match="the pool is gone"):
+        _ = [extent async for extent in decoder.extents(8 * MIB)]
+
+
+async def test_an_import_goes_down_with_its_manager_and_can_be_begun_anew(cloud: Cloud, server: Server) -> None:
+    two = await make(cloud, server, "two")
+    node = cloud.nodes["n1"]
+    gate = asyncio.Event()
+
+    async def extents() -> AsyncIterator[tuple[int, bytes | int]]:
+        yield 0, b"begun"
+
+    header = BackupHeader(disk="dsk-x", snapshot="snp-x", size_mib=8)
+    good = b"".join([piece async for piece in encode(header, extents())])
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield good[:-10]
+        await gate.wait()
+
+    sending = asyncio.ensure_future(cloud.alice.ask("PUT", "/disks/two/data", content=slowly()))
+    await cloud.until(cloud.alice, "/disks/two", "updating")
+    busy = await cloud.alice.ask("PUT", "/disks/two/data", content=good)
+    assert busy.status_code == 409 and "already" in busy.json()["detail"]
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    await cloud.until(cloud.alice, "/disks/two", "error")
+    await cloud.store.write(lambda tx: _as_if_killed(tx, two))
+    await cloud.restart()
+    row = await cloud.alice.get("/disks/two")
+    assert row["status"]["state"] == "error" and "restarted" in row["status"]["reason"]
+    item = Observed(key=f"disk/{two}", generation=row["generation"], state="ready", settled=True)
+    await node.say(item)
+    assert (await put(cloud, "two", good))["state"] == "done"
+
+
+def _as_if_killed(tx: Any, disk: str) -> None:
+    """What the database has while an import is under way."""
+    from scloud.controllers import imports
+    from scloud.store.resources import find
+
+    row = find(tx, disk)
+    assert row is not None
+    imports.begin(tx, row)
