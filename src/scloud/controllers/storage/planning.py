@@ -14,7 +14,7 @@ def wanted_pools(load: Load) -> list[Wanted]:
 
 
 def plan(load: Load, look: Look) -> list[Command]:
-    """Nothing if all is as it should be. Who may do what comes first: daemons wait for it."""
+    """Nothing if all is as it should be."""
     view, slow, spec = look.view, look.slow, load.spec
     entities = [
         auth.Entity(entity.name, slow.auth[entity.name][0], entity.caps)
@@ -26,10 +26,10 @@ def plan(load: Load, look: Look) -> list[Command]:
     if load.deployed:
         wanted = {entity.name for entity in entities}
         gone |= {name for name in slow.auth if name.startswith("mgr.") and name not in wanted}
-    steps = auth.plan(entities, gone, slow.auth)
+    # Settings first: managers and OSDs begin when they are let in, and are to find them.
+    steps = tuning.plan_settings(spec, slow.config) if load.deployed else []
+    steps += auth.plan(entities, gone, slow.auth)
     if load.deployed:
-        steps += tuning.plan_settings(spec, slow.config)
-        steps += tuning.plan_health_pool(view, slow.config)
         steps += devices.plan_monitors(load.names(spec.monitors), view)
         steps += devices.plan_osds(spec.devices, load.sites.keys(), view)
         steps += devices.plan_tree(load.sites, view)

@@ -142,7 +142,7 @@ def progress(at: Track | None) -> tuple[int, str]:
     """(percent, words) of a removal that waits for data to move."""
     if at is None:
         return 95, "no object is left to move; waiting until nothing needs it"
-    done = int(100 * (at.most - at.left) / at.most) if at.most else 0
+    done = min(94, 100 * (at.most - at.left) // at.most) if at.most else 0
     if at.rate > 0.01:
         return done, f"{at.left} objects left, {at.rate:.0f} a second, {spoken(at.left / at.rate)} to go"
     return done, f"{at.left} objects left"

@@ -9,9 +9,6 @@ from scloud.reconcile.ceph.commands import Command, mon
 from scloud.reconcile.ceph.view import View
 
 DAY = 86400
-HEALTH_POOL = "device_health_metrics"
-"""Made by the manager for SMART data that nobody reads here; on fewer than three hosts it could never be healthy."""
-
 # (backfills at a time, recoveries at a time, pause in seconds between, priority against clients' 63), each OSD's.
 _PACE: dict[RecoveryProfile, tuple[str, str, str, str]] = {
     RecoveryProfile.CLIENT: ("1", "1", "0.02", "1"),
@@ -37,6 +34,7 @@ def settings(spec: StorageClusterSpec) -> dict[tuple[str, str], str]:
         ("osd", "osd_scrub_max_interval"): str(float(max(deep, 2 * DAY))),
         ("mon", "mon_warn_on_pool_no_redundancy"): "false",
         ("global", "osd_pool_default_pg_autoscale_mode"): "off",
+        # Else the manager makes a pool of three copies for SMART data, which on fewer than three hosts is never healthy.
         ("mgr", "mgr/devicehealth/enable_monitoring"): "false",
     }
 
@@ -66,19 +64,3 @@ def plan_noout(hosts: Mapping[str, bool], view: View) -> list[Command]:
         elif not on and host in view.noout:
             steps.append(mon(f"maintenance of {host} ends", "osd unset-group", flags="noout", who=[host]))
     return steps
-
-
-def plan_health_pool(view: View, present: Mapping[tuple[str, str], str]) -> list[Command]:
-    """Once the manager does not want it any more."""
-    off = present.get(("mgr", "mgr/devicehealth/enable_monitoring")) == "false"
-    if HEALTH_POOL not in view.pools or not off:
-        return []
-    return [
-        mon(
-            "the manager's own pool is of no use",
-            "osd pool delete",
-            pool=HEALTH_POOL,
-            pool2=HEALTH_POOL,
-            yes_i_really_really_mean_it=True,
-        )
-    ]
