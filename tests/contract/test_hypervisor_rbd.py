@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypervisor_rig import Console, Rig
-from rbd_bench import CLIENT, RbdBench, ceph  # noqa: F401
+from rbd_bench import CLIENT, RbdBench
 
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
@@ -35,7 +35,7 @@ def rig() -> Iterator[Rig]:
 
 @pytest.fixture
 async def bench(
-    ceph: CephRig,  # noqa: F811
+    ceph: CephRig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[RbdBench]:
     made = RbdBench(ceph, "rbd", monkeypatch)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from rbd_bench import RbdBench, ceph  # noqa: F401
+from rbd_bench import RbdBench
 
 from scloud.model.errors import CloudError, ErrorKind
 from support.ceph_rig import CephRig
@@ -84,7 +84,7 @@ class Writer:
 @pytest.fixture(params=["rbd", "rbd-ec"])
 async def bench(
     request: pytest.FixtureRequest,
-    ceph: CephRig,  # noqa: F811
+    ceph: CephRig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[RbdBench]:
     made = RbdBench(ceph, request.param, monkeypatch)

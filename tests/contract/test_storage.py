@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from rbd_bench import CEPH_POOLS, RbdBench, ceph  # noqa: F401
+from rbd_bench import CEPH_POOLS, RbdBench
 
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.fake import FakeDisk, FakeStorage

@@ -64,6 +64,8 @@ class ScriptedNode:
         self.objects: dict[str, DesiredObject] = {}
         self.existing: dict[str, str] = {}
         """What is really there: key to the state last reached."""
+        self.in_pools: list[str] = []
+        """What it sees in shared pools beside its own."""
         self.holding = False
         self.override: dict[str, Observed] = {}
         self.messages: list[Desired] = []
@@ -164,7 +166,9 @@ class ScriptedNode:
         for item in message.set:
             self.objects[key_of(item)] = item
         for key in message.drop:
-            self.objects.pop(key, None)
+            dropped = self.objects.pop(key, None)
+            if isinstance(dropped, DesiredDisk) and dropped.pool is not None:
+                self.existing.pop(key, None)  # another node sees to it now
         self._revision = message.revision
         if not self.holding:
             await self._report([key_of(item) for item in message.set])
@@ -222,7 +226,17 @@ class ScriptedNode:
     def _inventory(self) -> dict[str, Any]:
         by_kind = {kind: tuple(k for k in self.existing if k.startswith(kind)) for kind in ("vm/", "disk/", "port/")}
         running = tuple(key for key in by_kind["vm/"] if self.existing[key] == "running")
-        return {"domains": by_kind["vm/"], "running": running, "disks": by_kind["disk/"], "ports": by_kind["port/"]}
+        disks = [item for item in self.objects.values() if isinstance(item, DesiredDisk) and item.pool is not None]
+        shared = [f"disk/{item.id}" for item in disks if f"disk/{item.id}" in self.existing]
+        shared += [f"snapshot/{kept.id}" for item in disks for kept in item.snapshots if not kept.absent]
+        local = tuple(key for key in by_kind["disk/"] if key not in shared)
+        return {
+            "domains": by_kind["vm/"],
+            "running": running,
+            "disks": local,
+            "ports": by_kind["port/"],
+            "pool_disks": (*shared, *self.in_pools),
+        }
 
     def _figures(self, params: dict[str, Any]) -> Any:
         if self.existing.get(f"vm/{params['vm']}") != "running":

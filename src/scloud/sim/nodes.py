@@ -26,7 +26,7 @@ from scloud.agent.vms import VmSettings
 from scloud.drivers.hypervisor.fake import FakeHypervisor
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
-from scloud.drivers.storage.fake import FakeDisk, FakeStorage
+from scloud.drivers.storage.fake import FakeDisk, FakePools, FakeStorage
 from scloud.drivers.switch.fake import FakeOvs
 from scloud.link import channel, pki
 from scloud.link.channel import Channel
@@ -52,8 +52,9 @@ class _Images:
     @asynccontextmanager
     async def use(self, image: str, sha256: str) -> AsyncIterator[Path]:
         path = Path("/simulated") / sha256
-        if path not in self._disk.images:
-            self._disk.add_image(path, IMAGE_MIB, 1)
+        for disk in (self._disk, *_POOLS.values()):
+            if path not in disk.images:
+                disk.add_image(path, IMAGE_MIB, 1)
         yield path
 
 
@@ -118,12 +119,18 @@ def _context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
         return pki.client_context(ca, *paths)
 
 
+_POOLS: dict[str, FakeDisk] = {}
+"""Of all nodes of this process, by id."""
+
+
 def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLContext) -> Daemon:
     """A whole node of fakes."""
     tunnel_ip = f"172.{16 + number // 65025}.{number // 255 % 255}.{1 + number % 255}"
     switch = FakeOvs(tunnel_ip)
     disk = FakeDisk(capacity_mib=CAPACITY.disk_mib)
-    drivers = Drivers(FakeHypervisor(), switch, FakeStorage(disk), _Functions(FakeNetwork(), switch))
+    drivers = Drivers(
+        FakeHypervisor(), switch, FakeStorage(disk), _Functions(FakeNetwork(), switch), FakePools(_POOLS, node)
+    )
 
     async def dial() -> Channel:
         return await channel.dial(host, port, context, 60.0)

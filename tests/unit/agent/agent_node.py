@@ -19,7 +19,7 @@ from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
 from scloud.drivers.hypervisor.protocol import DomainSpec
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
-from scloud.drivers.storage.fake import FakeDisk, FakeStorage
+from scloud.drivers.storage.fake import FakeDisk, FakePools, FakeStorage
 from scloud.drivers.switch.fake import FakeOvs
 from scloud.flows.ir import Match
 from scloud.link.channel import Channel
@@ -47,6 +47,7 @@ SHA = "a" * 64
 VPC = "vpc-0000000000000001"
 SUBNET = "sub-0000000000000001"
 GROUP = "sg-0000000000000001"
+POOL = "pol-000000000000001"
 
 
 class LinkedDisk(FakeDisk):
@@ -62,6 +63,14 @@ class LinkedDisk(FakeDisk):
     @in_use.setter
     def in_use(self, value: set[str]) -> None:
         assert not value
+
+
+class LinkedPool(LinkedDisk):
+    """A pool that another node may use too."""
+
+    def __init__(self, host: FakeHost) -> None:
+        super().__init__(shared=True)
+        self.host = host
 
 
 class LinkedSwitch(FakeOvs):
@@ -231,6 +240,8 @@ class Node:
         self.host = FakeHost()
         self.disk = LinkedDisk()
         self.disk.host = self.host
+        self.pools: dict[str, FakeDisk] = {POOL: LinkedPool(self.host)}
+        self.pools[POOL].images = self.disk.images
         self.kernel = FakeNetwork()
         self.switch = LinkedSwitch("172.31.0.1")
         self.ceph = FakeCeph()
@@ -252,6 +263,7 @@ class Node:
             self.switch,
             FakeStorage(self.disk),
             LinkedFunctions(self.kernel, self.switch),
+            FakePools(self.pools, NODE),
             daemons=FakeCephDaemons(self.ceph, self.ceph_node),
             control=FakeCephControl(self.ceph),
         )

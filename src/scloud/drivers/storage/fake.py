@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scloud.drivers.storage.place import FilePlace
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
+from scloud.model.desired import DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.snapshots import DiskLimits
 
@@ -356,6 +357,19 @@ class FakeStorage:
         if users:
             message = f"disks were made from snapshots of {volume.disk}: {', '.join(users)}; flatten or delete them"
             raise CloudError(ErrorKind.IN_USE, message, users=users)
+
+
+class FakePools:
+    """Pools in memory, which any number of nodes share: each of them has its own `FakePools` over the same `pools`."""
+
+    def __init__(self, pools: dict[str, FakeDisk], node: str = "") -> None:
+        self.pools = pools
+        self._node = node
+        self.opened: list[str] = []
+
+    def open(self, store: DesiredStore, pool: StorePool) -> FakeStorage:
+        self.opened.append(pool.id)
+        return FakeStorage(self.pools.setdefault(pool.id, FakeDisk(shared=True)), self._node)
 
 
 def _facts(volume: FakeVolume) -> DiskFacts:
