@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
 LEVELS = ("datacenter", "rack", "host")
-BAR = 10
+BAR, PATH = 6, 12
 _STYLE = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -147,9 +147,14 @@ def tree_rows(osds: list[Mapping[str, Any]]) -> Iterator[Resource]:
 
 
 def bar(fraction: float) -> str:
-    """`███·······  31 %`"""
+    """`██····  31 %`"""
     filled = min(BAR, round(fraction * BAR))
     return f"{'█' * filled}{'·' * (BAR - filled)} {100 * fraction:3.0f} %"
+
+
+def tail(path: str) -> str:
+    """The end of a path, which is what differs."""
+    return path if len(path) <= PATH else f"…{path[1 - PATH :]}"
 
 
 def _state(row: Resource) -> str:
@@ -173,5 +178,5 @@ _COLUMNS = (
     ),
     Column("PGS", lambda row: _of(row, lambda osd: osd["pgs"]), right=True),
     Column("COMMIT", lambda row: _of(row, lambda osd: f"{osd['commit_ms']:.0f} ms"), right=True),
-    Column("DEVICE", lambda row: _of(row, lambda osd: osd["path"])),
+    Column("DEVICE", lambda row: _of(row, lambda osd: tail(osd["path"]))),
 )

@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 PREFIXES = {
     **{"vms": "vm", "disks": "dsk", "nics": "nic", "images": "img", "vpcs": "vpc", "subnets": "sub"},
     **{"security-groups": "sg", "placement-groups": "pg", "keypairs": "key", "nodes": "nod", "clusters": "clu"},
+    **{"storage-clusters": "stc", "pools": "pol", "disk-types": "dty"},
     "accounts": "acc",
 }
 STATES = {"vms": "running"}

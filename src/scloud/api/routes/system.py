@@ -16,6 +16,7 @@ from scloud.controllers import audit as auditing
 from scloud.controllers import trace as tracing
 from scloud.model.errors import invalid
 from scloud.model.kinds import Kind, State
+from scloud.model.storage import StorageClusterStatus
 from scloud.store.database import Tx
 from scloud.store.resources import all_of
 from scloud.store.tables import resource
@@ -114,6 +115,12 @@ def _conditions(tx: Tx, counts: dict[str, dict[str, int]]) -> list[dict[str, str
     failed = counts.get(Kind.VM, {}).get(State.ERROR, 0)
     if failed:
         found.append({"severity": "warning", "message": f"{failed} VMs are in error; see `scloud vm list`"})
+    for row in all_of(tx, Kind.STORAGE_CLUSTER):
+        found += [
+            {"severity": item.level, "message": f"storage cluster {row.name}: {item.message}"}
+            for item in row.status_as(StorageClusterStatus).conditions
+            if item.level != "info"
+        ]
     return found
 
 

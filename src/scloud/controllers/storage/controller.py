@@ -161,7 +161,9 @@ class Keeper:
             self._slow = None  # what was changed is asked for anew
         done = Round(found.row.generation, seen, len(steps), failures, scrubbed, self._track)
         await self._store.write(lambda tx: conclude(tx, self._id, self._reports, done))
-        if steps and not failures:
+        if failures:
+            return AWAY_S
+        if steps:
             return SOON_S
         if found.status.state == State.CREATING or any(device.out for device in found.spec.devices):
             return SOON_S if found.status.state == State.CREATING else MOVING_S
@@ -174,10 +176,10 @@ class Keeper:
         return self._slow
 
     async def _carry_out(self, found: Load, steps: Iterable[Command]) -> dict[str, str]:
-        """One after another. A pool's failure keeps only that pool from going on; the cluster's ends the round."""
+        """One after another. What fails keeps nothing else from being done, but for the rest of the same pool."""
         failures: dict[str, str] = {}
         for step in steps:
-            if step.about in failures:
+            if step.about and step.about in failures:
                 continue
             try:
                 log.info("storage cluster %s: %s", found.row.name, step.why)

@@ -56,6 +56,8 @@ def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, prov
     stranger = reconcile.foreign(wanted, view)
     data = view.pools.get(pool.spec.data_name or pool.spec.rados_name)
     made = data is not None and not stranger and not reconcile.plan(wanted, view, look.slow)
+    if old.observed_generation == 0 and view.forming:
+        made = False  # whoever used it now would have to wait
     conditions: list[Condition] = []
     accepts = False
     figures: dict[str, object] = {}

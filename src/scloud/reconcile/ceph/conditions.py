@@ -152,7 +152,7 @@ def named(check: Check) -> Condition:
 
 
 def _sentence(check: Check) -> str:
-    details = [detail.strip() for detail in check.details]
+    details = [detail.strip() for detail in check.details if detail.strip() != check.summary]
     if check.code == "OSD_FLAGS" and details:
         return ", ".join(details)
     if not details or check.code in ("PG_DEGRADED", "PG_AVAILABILITY"):

@@ -34,7 +34,7 @@ def settings(spec: StorageClusterSpec) -> dict[tuple[str, str], str]:
         ("osd", "osd_scrub_max_interval"): str(float(max(deep, 2 * DAY))),
         ("mon", "mon_warn_on_pool_no_redundancy"): "false",
         ("global", "osd_pool_default_pg_autoscale_mode"): "off",
-        # Else the manager makes a pool of three copies for SMART data, which on fewer than three hosts is never healthy.
+        # Else the manager makes a pool of three copies for SMART data, never healthy on fewer than three hosts.
         ("mgr", "mgr/devicehealth/enable_monitoring"): "false",
     }
 
@@ -47,9 +47,14 @@ def _same(have: str, want: str) -> bool:
         return have == want
 
 
+def _unknown(name: str) -> dict[str, bool]:
+    """Monitors know the options of the manager's modules only once there is a manager."""
+    return {"force": True} if name.startswith("mgr/") else {}
+
+
 def plan_settings(spec: StorageClusterSpec, present: Mapping[tuple[str, str], str]) -> list[Command]:
     return [
-        mon(f"set {name} to {value}", "config set", who=section, name=name, value=value)
+        mon(f"set {name} to {value}", "config set", who=section, name=name, value=value, **_unknown(name))
         for (section, name), value in settings(spec).items()
         if not _same(present.get((section, name), ""), value)
     ]

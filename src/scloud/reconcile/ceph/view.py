@@ -118,6 +118,11 @@ class View:
         return next((osd for osd in self.osds if osd.uuid == uuid), None)
 
     @property
+    def forming(self) -> bool:
+        """Whether placement groups have only just been made, and are nowhere yet."""
+        return any({"unknown", "creating"} & set(state.split("+")) for state in self.pg_states)
+
+    @property
     def settled(self) -> bool:
         """Whether every placement group is where it should be, as often as it should be."""
         return sum(self.pg_states.values()) == sum(
