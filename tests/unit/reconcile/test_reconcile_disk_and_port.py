@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scloud.model.desired import DesiredDisk, DesiredPort
-from scloud.reconcile.disk import CreateDisk, DeleteDisk, DiskHere, DiskUse, ResizeDisk, disk_plan
+from scloud.model.desired import DesiredDisk, DesiredPort, DesiredSnapshot
+from scloud.model.snapshots import DiskLimits
+from scloud.reconcile.disk import (
+    CreateDisk,
+    DeleteDisk,
+    DeleteSnapshot,
+    DiskAction,
+    DiskHere,
+    DiskUse,
+    Flatten,
+    LimitDisk,
+    ResizeDisk,
+    RollBack,
+    TakeSnapshot,
+    disk_plan,
+)
 from scloud.reconcile.network import node_view, service_name, tap_name
 from scloud.reconcile.port import AddTap, PortSituation, RemoveTap, port_plan
 
@@ -27,10 +42,33 @@ def port(**fields: Any) -> DesiredPort:
     return DesiredPort.model_validate(values)
 
 
-DISKS = st.builds(disk, absent=st.booleans(), incarnation=st.integers(0, 2), size_mib=st.sampled_from([100, 200]))
-HERE = st.none() | st.builds(DiskHere, st.sampled_from([100, 200]), st.integers(0, 100), st.integers(0, 2))
+SNAPSHOTS = st.sampled_from(["snp-1", "snp-2", "snp-3"])
+LIMITS = st.builds(DiskLimits, iops=st.sampled_from([0, 100]))
+DISKS = st.builds(
+    disk,
+    absent=st.booleans(),
+    incarnation=st.integers(0, 2),
+    size_mib=st.sampled_from([100, 200]),
+    snapshots=st.lists(
+        st.builds(DesiredSnapshot, id=SNAPSHOTS, absent=st.booleans()), max_size=3, unique_by=lambda one: one.id
+    ).map(tuple),
+    rollbacks=st.integers(0, 2),
+    rollback_to=st.none() | SNAPSHOTS,
+    limits=LIMITS,
+    flattened=st.booleans(),
+)
+HERE = st.none() | st.builds(
+    DiskHere,
+    st.sampled_from([100, 200]),
+    st.integers(0, 100),
+    st.integers(0, 2),
+    st.lists(SNAPSHOTS, unique=True).map(lambda ids: tuple((one, 100) for one in ids)),
+    st.integers(0, 2),
+    st.sampled_from([None, "image/img", "snapshot/snp-9"]),
+    st.none() | LIMITS,
+)
 VMS = st.none() | st.sampled_from(["vm-1", "vm-2"])
-USES = st.builds(DiskUse, VMS, VMS, st.none() | st.sampled_from([100, 200]))
+USES = st.builds(DiskUse, VMS, VMS, st.none() | st.sampled_from([100, 200]), LIMITS)
 
 
 @given(DISKS, HERE, USES)
@@ -39,7 +77,7 @@ def test_what_a_running_vm_has_open_is_never_thrown_away(
 ) -> None:
     plan = disk_plan(wanted, here, use)
     if use.open_by is not None:
-        assert not isinstance(plan.action, CreateDisk | DeleteDisk) or here is None
+        assert not isinstance(plan.action, CreateDisk | DeleteDisk | RollBack) or here is None
     if plan.action is not None:
         assert not plan.observed.settled
 
@@ -56,8 +94,79 @@ def test_a_settled_disk_is_as_wanted(wanted: DesiredDisk, here: DiskHere | None,
         assert here is not None
         assert (here.size_mib, here.incarnation) == (wanted.size_mib, wanted.incarnation)
         assert use.open_by == use.wanted_by
+        kept = {name for name, _ in here.snapshots}
+        assert all((snapshot.id in kept) != snapshot.absent for snapshot in wanted.snapshots)
+        assert wanted.rollback_to is None or wanted.rollbacks <= here.rolled_back
+        assert here.limits == wanted.limits and not (wanted.flattened and here.origin)
+        assert use.open_by is None or use.told_limits == wanted.limits
+        assert plan.observed.snapshots == here.snapshots
     else:
         assert here is not None and here.size_mib > wanted.size_mib and "cannot shrink" in plan.observed.reason
+
+
+@given(DISKS, HERE, USES)
+def test_step_by_step_it_becomes_as_wanted(wanted: DesiredDisk, here: DiskHere | None, use: DiskUse) -> None:
+    """Each step, carried out, leads to another one, and in the end to nothing but waiting for a guest."""
+    for _ in range(12):
+        plan = disk_plan(wanted, here, use)
+        if plan.action is None:
+            break
+        here = carried_out(plan.action, here)
+    assert plan.action is None
+    if use == DiskUse() and plan.observed.state != "error":
+        assert plan.observed.settled
+
+
+def carried_out(action: DiskAction, here: DiskHere | None) -> DiskHere | None:
+    match action:
+        case CreateDisk(size, _, _, incarnation, _):
+            return DiskHere(size, 0, incarnation, limits=None)
+        case DeleteDisk():
+            return None
+    assert here is not None
+    match action:
+        case ResizeDisk(size):
+            return replace(here, size_mib=size)
+        case TakeSnapshot(snapshot):
+            return replace(here, snapshots=(*here.snapshots, (snapshot, here.size_mib)))
+        case DeleteSnapshot(snapshot):
+            return replace(here, snapshots=tuple(one for one in here.snapshots if one[0] != snapshot))
+        case RollBack(_, number):
+            return replace(here, rolled_back=number)
+        case Flatten():
+            return replace(here, origin=None)
+        case LimitDisk(limits):
+            return replace(here, limits=limits)
+
+
+def test_a_snapshot_is_taken_before_another_goes_and_before_a_roll_back() -> None:
+    wanted = disk(
+        snapshots=(DesiredSnapshot(id="snp-1", absent=True), DesiredSnapshot(id="snp-2")),
+        rollbacks=1,
+        rollback_to="snp-0",
+    )
+    here = DiskHere(100, 10, 0, (("snp-0", 100), ("snp-1", 100)))
+    steps = []
+    for _ in range(3):
+        action = disk_plan(wanted, here, DiskUse()).action
+        assert action is not None
+        steps.append(action)
+        after = carried_out(action, here)
+        assert after is not None
+        here = after
+    assert steps == [TakeSnapshot("snp-2"), DeleteSnapshot("snp-1"), RollBack("snp-0", 1)]
+    assert disk_plan(wanted, here, DiskUse()).observed.settled
+
+
+def test_a_roll_back_waits_for_whoever_has_the_disk() -> None:
+    wanted, here = disk(rollbacks=1, rollback_to="snp-0"), DiskHere(100, 10, 0, (("snp-0", 100),))
+    plan = disk_plan(wanted, here, DiskUse("vm-1", "vm-1", 100))
+    assert plan.action is None and not plan.observed.settled and "vm-1" in plan.observed.reason
+
+
+def test_a_disk_from_a_snapshot_needs_no_image() -> None:
+    wanted = disk(origin=("dsk-9", "snp-9"))
+    assert disk_plan(wanted, None, DiskUse()).action == CreateDisk(100, None, None, 0, ("dsk-9", "snp-9"))
 
 
 def test_a_grown_disk_is_settled_when_its_guest_knows() -> None:
