@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from scloud.model.storage import RecoveryProfile, StorageClusterSpec
 from scloud.reconcile.ceph.commands import Command, mon
@@ -47,7 +48,7 @@ def _same(have: str, want: str) -> bool:
         return have == want
 
 
-def _unknown(name: str) -> dict[str, bool]:
+def _unknown(name: str) -> dict[str, Any]:
     """Monitors know the options of the manager's modules only once there is a manager."""
     return {"force": True} if name.startswith("mgr/") else {}
 
