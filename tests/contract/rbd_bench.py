@@ -13,6 +13,7 @@ from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.protocol import Storage
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess, remove_omap
+from scloud.drivers.storage.rbd_images import has_parent
 from support.ceph_rig import CephRig
 
 CEPH_POOLS = [pytest.param(name, marks=pytest.mark.engine) for name in ("rbd", "rbd-ec")]
@@ -46,9 +47,9 @@ class RbdBench:
         self._writing = False
         self.storage: Storage = self.driver()
 
-    def driver(self, node: str = NODE, client: str = CLIENT) -> RbdStorage:
+    def driver(self, node: str = NODE, client: str = CLIENT, key: str | None = None) -> RbdStorage:
         """Another agent's, with a connection of its own."""
-        key = self.rig.make_client(client, "rbd", "rbd-ec", "rbd-ec-data")
+        key = key or self.rig.make_client(client, "rbd", "rbd-ec", "rbd-ec-data")
         access = ClusterAccess(node, "test", self.rig.mon_host, client, key)
         data = "rbd-ec-data" if self.pool == "rbd-ec" else None
         made = RbdStorage(Cluster(access), RadosPool(self.pool, data), self.rig.conf)
@@ -94,9 +95,9 @@ class RbdBench:
         for storage in self._made:
             await storage.close()
         left = list(rbd.RBD().list(self.context))
-        for name in left:  # children first: what is flat depends on nothing
+        for name in left:  # what is flat depends on nothing
             with rbd.Image(self.context, name) as image:
-                if image.overlap():
+                if has_parent(image):
                     image.flatten()
         for name in left:
             with rbd.Image(self.context, name) as image:

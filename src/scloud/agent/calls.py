@@ -63,6 +63,7 @@ class Calls:
             "inventory": self._inventory,
             "figures": self._get_figures,
             "disk_figures": self._disk_figures,
+            "delete_image": self._delete_image,
             "console_log": self._console_log,
             "trace": self._trace,
             "open": self._open,
@@ -112,6 +113,12 @@ class Calls:
             images = await within("query", f"listing the images of pool {pool}", storage.images())
             keys.update(f"image/{image}" for image in images)
         return keys
+
+    async def _delete_image(self, params: Params) -> Any:
+        """Remove what disks of a pool are made from; `CloudError(IN_USE)` names those that depend on it."""
+        image, pool = _text(params, "image"), _text(params, "pool")
+        await within("delete", f"deleting image {image} of pool {pool}", self._stores.of(pool).delete_image(image))
+        return {}
 
     async def _disk_figures(self, params: Params) -> list[DiskFigures]:
         """Of the disks of one running VM, without its NoCloud disk."""

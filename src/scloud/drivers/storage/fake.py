@@ -172,6 +172,13 @@ class FakeStorage:
         await self._enter("images")
         return sorted(self._disk.bases)
 
+    async def delete_image(self, image: str) -> None:
+        await self._enter("delete_image")
+        if users := self._disk.users_of(f"image/{image}"):
+            message = f"disks were made from image {image}: {', '.join(users)}; flatten or delete them"
+            raise CloudError(ErrorKind.IN_USE, message, users=users)
+        self._disk.bases.pop(image, None)
+
     def _beginning(self, source: Source | None) -> tuple[FakeBytes, str | None]:
         """(the bytes a disk begins with, what it will depend on)."""
         match source:

@@ -53,6 +53,9 @@ class LocalStorage:
     async def images(self) -> list[str]:
         return []
 
+    async def delete_image(self, image: str) -> None:
+        return None
+
     async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
         files.check("disk", disk)
         async with self._locks[disk]:

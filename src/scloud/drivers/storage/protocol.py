@@ -67,6 +67,10 @@ class Storage(Protocol):
         """The images that disks can be made from without their files."""
         ...
 
+    async def delete_image(self, image: str) -> None:
+        """Have its file asked for again; `IN_USE` names the disks that were made from it and still depend on it."""
+        ...
+
     async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
         """Make a disk, from a source's bytes or empty.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,11 @@ from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
 
+log = logging.getLogger(__name__)
+
 MIB = 1024 * 1024
+SWEEP_AGAIN_S = 30.0
+"""A client that was killed counts as having an image open for so long."""
 AT_ONCE = 4
 """Extents told by one trip to a thread."""
 Result = TypeVar("Result")
@@ -54,23 +59,35 @@ class RbdStorage:
         self._conf = conf
         self._images = Images(cluster.access.node, pool.name, pool.data)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._importing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._swept = threading.Event()
-        self._sweeping = threading.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
         cluster.join(pool.name)
 
-    async def _run(self, doing: str, work: Callable[[Any], Result], stop: threading.Event | None = None) -> Result:
-        """`work` with this pool's I/O context. The first call removes what a crash left."""
+    async def _run(
+        self,
+        doing: str,
+        work: Callable[[Any], Result],
+        *,
+        stop: threading.Event | None = None,
+        long: bool = False,
+    ) -> Result:
+        """`work` with this pool's I/O context. The first call begins to remove what a crash left."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self._pool.name}")
 
         def inside(session: Session) -> Result:
-            context = session.pool(self._cluster.access, self._pool.name)
-            with self._sweeping:
-                if not self._swept.is_set():
-                    self._images.sweep(context)
-                    self._swept.set()
-            return work(context)
+            return work(session.pool(self._cluster.access, self._pool.name))
 
-        return await self._cluster.run(doing, inside, stop)
+        return await self._cluster.run(doing, inside, stop=stop, long=long)
+
+    async def _sweep(self) -> None:
+        """Until it was done once; nobody waits for it."""
+        while True:
+            try:
+                await self._run("remove what was left unfinished", self._images.sweep, long=True)
+                return
+            except CloudError as error:
+                log.info("%s", error)
+                await asyncio.sleep(SWEEP_AGAIN_S)
 
     # --- disks
 
@@ -81,6 +98,9 @@ class RbdStorage:
         found = await self._run("list images", self._images.names)
         return sorted(image for image in map(names.parse_base, found) if image is not None)
 
+    async def delete_image(self, image: str) -> None:
+        await self._run(f"delete image {image}", lambda context: self._images.delete_base(context, image), long=True)
+
     async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
         async with self._locks[disk]:
             stop = threading.Event()
@@ -89,7 +109,7 @@ class RbdStorage:
                 with suppress(Stopped):
                     self._images.create(context, disk, size_mib, source, incarnation, stop.is_set)
 
-            await self._run(f"make disk {disk}", make, stop)
+            await self._run(f"make disk {disk}", make, stop=stop, long=True)
 
     async def resize(self, disk: str, size_mib: int) -> None:
         def grow(context: Any) -> None:
@@ -107,7 +127,7 @@ class RbdStorage:
 
     async def delete(self, disk: str) -> None:
         async with self._locks[disk]:
-            await self._run(f"delete disk {disk}", lambda context: self._images.delete(context, disk))
+            await self._run(f"delete disk {disk}", lambda context: self._images.delete(context, disk), long=True)
 
     async def show(self, disk: str) -> DiskFacts | None:
         return await self._run(f"look at disk {disk}", lambda context: self._images.facts(context, disk))
@@ -166,6 +186,7 @@ class RbdStorage:
             await self._run(
                 f"delete snapshot {snapshot} of disk {disk}",
                 lambda context: self._images.delete_snapshot(context, disk, snapshot),
+                long=True,
             )
 
     async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
@@ -185,7 +206,7 @@ class RbdStorage:
                 self._images.changed(disk)
 
         async with self._locks[disk]:
-            await self._run(f"roll disk {disk} back to {snapshot}", bring_back)
+            await self._run(f"roll disk {disk} back to {snapshot}", bring_back, long=True)
 
     async def flatten(self, disk: str) -> None:
         def copy(context: Any) -> None:
@@ -195,7 +216,7 @@ class RbdStorage:
                     self._images.changed(disk)
 
         async with self._locks[disk]:
-            await self._run(f"flatten disk {disk}", copy)
+            await self._run(f"flatten disk {disk}", copy, long=True)
 
     async def limit(self, disk: str, limits: DiskLimits) -> None:
         """Nothing of Ceph's is set: QEMU keeps them (see above). `CloudError(NOT_FOUND)` if there is no such disk."""
@@ -208,7 +229,7 @@ class RbdStorage:
         image = await self._run(doing, lambda context: self._images.open_at(context, disk, snapshot, since))
         try:
             told = pieces(image, since)
-            while batch := await self._run(doing, lambda _: list(islice(told, AT_ONCE))):
+            while batch := await self._run(doing, lambda _: list(islice(told, AT_ONCE)), long=True):
                 for extent in batch:
                     yield extent
         finally:
@@ -220,7 +241,7 @@ class RbdStorage:
             image = await self._run(doing, lambda context: self._images.open_to_write(context, disk))
             try:
                 async for offset, piece in extents:
-                    await self._run(doing, partial(_put, image, offset, piece))
+                    await self._run(doing, partial(_put, image, offset, piece), long=True)
                 await self._run(doing, lambda _: image.flush())
             finally:
                 await self._run(doing, lambda _: image.close())
@@ -229,7 +250,7 @@ class RbdStorage:
 
     async def fence(self, node: str) -> None:
         pools = sorted(self._cluster.pools)
-        await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, node))
+        await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, node), long=True)
 
     async def is_fenced(self, node: str) -> bool:
         return await self._cluster.run(
@@ -242,6 +263,9 @@ class RbdStorage:
         await self._cluster.run(f"unfence {node}", lambda session: rbd_fence.unfence(session, pools, node))
 
     async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         await self._cluster.leave()
 
 

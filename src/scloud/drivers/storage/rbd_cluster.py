@@ -24,6 +24,8 @@ from scloud.model.errors import CloudError, ErrorKind
 Result = TypeVar("Result")
 
 THREADS = 8
+LONG_THREADS = 16
+"""For what may take long, such as copying: so many disks are made at the same time."""
 OPTIONS = {
     # Without these two a client stands still for 10-15 s when a primary OSD dies; with them 2 s.
     "objecter_timeout": "1",
@@ -120,6 +122,7 @@ class Cluster:
         self.access = access
         self.pools: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, f"rbd-{access.cluster}")
+        self._long_threads = ThreadPoolExecutor(LONG_THREADS, f"rbd-long-{access.cluster}")
         self._connecting = threading.Lock()
         self._session: Session | None = None
         self._users = 0
@@ -138,14 +141,25 @@ class Cluster:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._threads, self._end)
         self._threads.shutdown(wait=False)
+        self._long_threads.shutdown(wait=False)
         return True
 
-    async def run(self, doing: str, work: Callable[[Session], Result], stop: threading.Event | None = None) -> Result:
+    async def run(
+        self,
+        doing: str,
+        work: Callable[[Session], Result],
+        *,
+        stop: threading.Event | None = None,
+        long: bool = False,
+    ) -> Result:
         """In a thread. Cancelled, it sets `stop` and waits for the thread: nothing goes on unseen.
+
+        What is `long` does not keep questions waiting.
 
         That takes as long as the library's time limits at most.
         """
-        thread = asyncio.get_running_loop().run_in_executor(self._threads, self._do, doing, work)
+        threads = self._long_threads if long else self._threads
+        thread = asyncio.get_running_loop().run_in_executor(threads, self._do, doing, work)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -23,6 +24,8 @@ MIB = 1024 * 1024
 FEATURES = 61
 """layering, exclusive-lock, object-map, fast-diff, deep-flatten."""
 MEASURE_EVERY_S = 50.0
+_PROCESS = secrets.token_hex(4)
+_serials = itertools.count()
 _INVALID_MAP = 3
 """Flags of an image: its object map, its fast diff are not to be trusted."""
 
@@ -38,7 +41,8 @@ class Images:
         """Incarnations, as last seen; another node may have changed them."""
         self._used: dict[str, tuple[float, int]] = {}
         self._bases: dict[str, int] = {}
-        """Sizes in bytes of bases that are known to be there: they are never taken away while disks are made."""
+        """Sizes in bytes of bases that were there when they were last looked at."""
+        self._unfinished: set[str] = set()
 
     # --- looking
 
@@ -155,7 +159,7 @@ class Images:
                     image.metadata_set(names.OWNER, f"disk/{disk}")
                 if stop():
                     return
-                self._rename(context, name, names.disk_image(disk, incarnation))
+                self._publish(context, name, names.disk_image(disk, incarnation))
         self._known[disk] = incarnation
         self.changed(disk)
         for old in versions:
@@ -179,7 +183,12 @@ class Images:
         if size > size_mib * MIB:
             least = (size + MIB - 1) // MIB
             raise invalid("size_mib", f"must be at least {what}'s {least} MiB, not {size_mib}")
-        rbd.RBD().clone(context, parent, snapshot, context, name, FEATURES, data_pool=self._data)
+        try:
+            rbd.RBD().clone(context, parent, snapshot, context, name, FEATURES, data_pool=self._data)
+        except rbd.ImageNotFound:
+            if isinstance(source, FromImage):
+                self._bases.pop(source.image, None)
+            raise
 
     def _protected(self, context: Any, disk: str, snapshot: str) -> tuple[str, int]:
         """(image, size in bytes) of a snapshot that can be cloned from."""
@@ -228,7 +237,7 @@ class Images:
                     base.metadata_set(names.OWNER, f"image/{image}")
                     base.create_snap(names.BASE_SNAPSHOT)
                     base.protect_snap(names.BASE_SNAPSHOT)
-                self._rename(context, name, names.base_image(image))
+                self._publish(context, name, names.base_image(image))
         finally:
             os.close(source)
         if not self.has_base(context, image):
@@ -238,18 +247,35 @@ class Images:
     @contextmanager
     def _partial(self, context: Any, what: str, incarnation: int) -> Iterator[str]:
         """The name of something unfinished; gone afterwards unless it was renamed."""
-        name = names.partial(self._node, what, incarnation, secrets.token_hex(4))
+        name = names.partial(self._node, what, incarnation, _PROCESS, next(_serials))
+        self._unfinished.add(name)
         try:
             yield name
         finally:
-            self._remove(context, name)
+            if name in self._unfinished:
+                self._unfinished.discard(name)
+                self._remove(context, name)
 
-    def _rename(self, context: Any, name: str, final: str) -> None:
+    def _publish(self, context: Any, name: str, final: str) -> None:
         """Unless another one was first: what it made has the same bytes."""
         with suppress(rbd.ImageExists):
             rbd.RBD().rename(context, name, final)
+            self._unfinished.discard(name)
 
     # --- removing
+
+    def delete_base(self, context: Any, image: str) -> None:
+        """`CloudError(IN_USE)` names the disks that depend on it."""
+        try:
+            with rbd.Image(context, names.base_image(image), read_only=True) as base:
+                users = _children(base, names.BASE_SNAPSHOT)
+        except rbd.ImageNotFound:
+            users = []
+        if users:
+            message = f"disks were made from image {image}: {', '.join(users)}; flatten or delete them first"
+            raise CloudError(ErrorKind.IN_USE, message, users=users)
+        self._bases.pop(image, None)
+        self._remove(context, names.base_image(image))
 
     def delete(self, context: Any, disk: str) -> None:
         """`CloudError(IN_USE)` names the disks that were made from its snapshots, or who has it open."""
@@ -262,11 +288,10 @@ class Images:
         self.changed(disk)
 
     def sweep(self, context: Any) -> None:
-        """Remove what this node's former agent left unfinished."""
+        """Remove what this node's former agents left unfinished."""
         for name in self.names(context):
-            if names.partial_of(self._node, name):
-                with suppress(rbd.ImageBusy):  # the one that died still counts as watching it, for 30 s
-                    self._remove(context, name)
+            if names.left_over(self._node, _PROCESS, name):
+                self._remove(context, name)
 
     def _remove(self, context: Any, name: str) -> None:
         """With its snapshots; nothing to do if it is not there."""

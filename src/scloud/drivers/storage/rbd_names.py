@@ -21,7 +21,7 @@ FENCED = "scloud.fenced"
 """Object whose omap names the nodes that are cut off, with the addresses that were: NODE -> addresses, by spaces."""
 
 _DISK = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\Z")
-_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.(?:image-|)([a-z0-9-]+)\.\d+\.[0-9a-f]+\Z")
+_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.\d+\.([0-9a-f]+)\.\d+\Z")
 
 
 def disk_image(disk: str, incarnation: int) -> str:
@@ -32,14 +32,14 @@ def base_image(image: str) -> str:
     return f"image-{image}"
 
 
-def partial(node: str, what: str, incarnation: int, serial: str) -> str:
-    return f".tmp.{node}.{what}.{incarnation}.{serial}"
+def partial(node: str, what: str, incarnation: int, process: str, serial: int) -> str:
+    return f".tmp.{node}.{what}.{incarnation}.{process}.{serial}"
 
 
-def partial_of(node: str, name: str) -> bool:
-    """Whether this node left it."""
+def left_over(node: str, process: str, name: str) -> bool:
+    """Whether another process of this node left it unfinished."""
     match = _PARTIAL.match(name)
-    return match is not None and match[1] == node
+    return match is not None and match[1] == node and match[3] != process
 
 
 def parse_disk(name: str) -> tuple[str, int] | None:
