@@ -10,7 +10,7 @@ from scloud.controllers.manager import Manager
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Inventory
-from scloud.model.specs import NicSpec, VmSpec
+from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of
 
@@ -75,6 +75,54 @@ def compare(tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, st
             if key not in rows:
                 findings.append(_finding("error", name, key, "a network namespace of a VPC that does not exist"))
         findings += _missing(node, name, inventory, rows)
+    return findings + _in_pools(tx, inventories, names, rows)
+
+
+def _in_pools(
+    tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, str], rows: Mapping[str, Resource]
+) -> list[Finding]:
+    """Bytes in shared pools, which every node of their cluster sees: each told of once."""
+    seen: dict[str, str] = {}
+    for node, inventory in inventories.items():
+        for key in inventory.pool_disks:
+            seen.setdefault(key, names[node])
+    kept = {f"{kind}/{row.id}": row for kind in (Kind.SNAPSHOT, Kind.IMAGE) for row in all_of(tx, kind, gone=True)}
+    findings = []
+    for key, name in seen.items():
+        if key.startswith("disk/"):
+            row = rows.get(key)
+            if row is None or row.spec_as(DiskSpec).pool is None:
+                findings.append(_finding("error", name, key, "a disk in a pool without an owner"))
+        elif key not in kept:
+            what = "a snapshot without an owner" if key.startswith("snapshot/") else "the base of an image that is gone"
+            findings.append(
+                _finding("warning" if key.startswith("image/") else "error", name, key, f"{what}, in a pool")
+            )
+    findings += _missing_in_pools(inventories, names, rows, kept, seen)
+    return findings
+
+
+def _missing_in_pools(
+    inventories: Mapping[str, Inventory],
+    names: Mapping[str, str],
+    rows: Mapping[str, Resource],
+    kept: Mapping[str, Resource],
+    seen: Mapping[str, str],
+) -> list[Finding]:
+    findings = []
+    unsettled = (*CHANGING, State.ERROR)
+    for key, row in rows.items():
+        if row.kind != Kind.DISK or row.gone or row.state in unsettled or row.node not in inventories:
+            continue
+        if row.spec_as(DiskSpec).pool is not None and key not in seen:
+            findings.append(_finding("error", names[str(row.node)], key, f"disk '{row.name}' has no bytes in its pool"))
+    for key, row in kept.items():
+        disk = rows.get(f"disk/{row.parent}")
+        if row.kind != Kind.SNAPSHOT or row.gone or row.state in unsettled or disk is None:
+            continue
+        if disk.spec_as(DiskSpec).pool is not None and disk.node in inventories and key not in seen:
+            message = f"snapshot '{row.name}' of disk '{disk.name}' is not in its pool"
+            findings.append(_finding("error", names[str(disk.node)], key, message))
     return findings
 
 
@@ -104,7 +152,7 @@ def _missing(node: str, name: str, inventory: Inventory, rows: Mapping[str, Reso
                 findings.append(_finding("error", name, key, f"vm '{row.name}' should run and does not"))
             elif not on and key in running:
                 findings.append(_finding("error", name, key, f"vm '{row.name}' should be off and runs"))
-        elif row.kind == Kind.DISK and key not in disks:
+        elif row.kind == Kind.DISK and key not in disks and row.spec_as(DiskSpec).pool is None:
             findings.append(_finding("error", name, key, f"disk '{row.name}' has no bytes on its node"))
         elif row.kind == Kind.NIC and row.spec_as(NicSpec).vm and key not in ports:
             findings.append(_finding("error", name, key, f"nic '{row.name}' has no port on its node's switch"))

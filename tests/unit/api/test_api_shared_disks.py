@@ -345,3 +345,30 @@ async def test_limits_are_told_and_what_is_not_given_stays(cloud: Cloud) -> None
     limits = of(cloud.nodes["n1"], disk).limits
     assert (limits.iops, limits.kib_per_s) == (500, 1024)
     await cloud.alice.fail("POST", "/disks/data/actions/limit", {"iops": -1}, status=422, code="invalid")
+
+
+# --- the audit
+
+
+async def test_the_audit_knows_disks_snapshots_and_bases_of_pools(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1", "n2")
+    image = cloud.rows("resource", kind="image")[0]["id"]
+    disk = (await cloud.alice.create("disks", "data", size_mib=100, type="standard"))["id"]
+    snapshot = (await cloud.alice.create("snapshots", "s1", disk="data"))["id"]
+    await cloud.alice.create("disks", "gone", size_mib=100, type="standard")
+    await cloud.alice.end("DELETE", "/disks/gone")
+    (server,) = (cloud.nodes[name] for name in told(cloud, disk))
+    other = cloud.nodes["n2" if server.name == "n1" else "n1"]
+    other.in_pools += [f"disk/{disk}", f"image/{image}"]  # it sees what others serve
+    assert (await cloud.admin.get("/audit"))["clean"]
+    stray = ["disk/dsk-0000000000000000", "snapshot/snp-0000000000000000", "image/img-0000000000000000"]
+    server.in_pools += stray
+    other.in_pools += stray
+    report = await cloud.admin.get("/audit")
+    assert sorted(item["key"] for item in report["findings"]) == sorted(stray)
+    server.in_pools.clear()
+    other.in_pools.clear()
+    server.existing.pop(f"disk/{disk}")
+    server.answers["inventory"] = lambda _: {}
+    found = {item["key"]: item["message"] for item in (await cloud.admin.get("/audit"))["findings"]}
+    assert "no bytes in its pool" in found[f"disk/{disk}"] and "not in its pool" in found[f"snapshot/{snapshot}"]
