@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scloud.controllers.manager import Manager
+from scloud.controllers.storage import auditing
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Inventory
@@ -75,6 +76,9 @@ def compare(tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, st
             if key not in rows:
                 findings.append(_finding("error", name, key, "a network namespace of a VPC that does not exist"))
         findings += _missing(node, name, inventory, rows)
+    findings += [
+        _finding("error", names[node], key, message) for node, key, message in auditing.compare(tx, inventories)
+    ]
     return findings + _in_pools(tx, inventories, names, rows)
 
 

@@ -374,6 +374,28 @@ async def test_the_manager_may_die_at_any_moment(cloud: Cloud) -> None:
     await cloud.until_gone(made["resource"]["id"])
 
 
+async def test_audit_knows_storage_daemons(cloud: Cloud) -> None:
+    _, nodes, id = await deployed(cloud, per_node=1)
+    status = (await cloud.admin.get("/storage-clusters/c1"))["status"]
+    number = next(osd["osd"] for osd in status["osds"] if osd["node"] == "n1")
+    have = {node.name: [f"{id}/mon.{node.name}"] for node in nodes}
+    for node in nodes[:2]:
+        have[node.name].append(f"{id}/mgr.{node.name}")
+    for osd in status["osds"]:
+        have[osd["node"]].append(f"{id}/osd.{osd['osd']}")
+    for node in nodes:
+        node.answers["inventory"] = lambda _, name=node.name: {"daemons": have[name]}
+    assert (await cloud.admin.get("/audit"))["findings"] == []
+    have["n1"].remove(f"{id}/osd.{number}")
+    have["n2"] += [f"{id}/osd.77", "stc-none/mon.a"]
+    found = (await cloud.admin.get("/audit"))["findings"]
+    assert {(item["node"], item["key"]) for item in found} == {
+        ("n1", f"{id}/osd.{number}"),
+        ("n2", f"{id}/osd.77"),
+        ("n2", "stc-none/mon.a"),
+    }
+
+
 # --- adopted
 
 
