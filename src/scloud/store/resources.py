@@ -230,6 +230,8 @@ def create(
             ErrorKind.CONFLICT, f"there is already a {kind} named '{name}' in this account; choose another name"
         ) from error
     tx.touch(made.key)
+    if node is not None:
+        _moved(tx, made, None, node)
     return made
 
 
@@ -274,7 +276,14 @@ def save(
             ErrorKind.CONFLICT, f"there is already a {row.kind} named '{name}' in this account; choose another name"
         ) from error
     tx.touch(row.key if _matters_to_nodes(row, values) else f"status/{row.id}")
+    if node is not KEEP:
+        _moved(tx, row, row.node, node)
     return Resource(**{**_columns(row), **values})
+
+
+def _moved(tx: Tx, row: Resource, before: str | None, after: str | None) -> None:
+    if row.kind == Kind.VM and before != after and tx.memory.placement is not None:
+        tx.memory.placement.moved(row.account, before, after)
 
 
 def _matters_to_nodes(row: Resource, values: Mapping[str, Any]) -> bool:
@@ -297,6 +306,7 @@ def remove(tx: Tx, row: Resource) -> None:
     tx.conn.execute(delete(claim).where(claim.c.owner == row.id))
     tx.conn.execute(delete(resource).where(resource.c.id == row.id))
     tx.touch(row.key)
+    _moved(tx, row, row.node, None)
 
 
 # --- references
