@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
+from scloud import garbage
 from scloud.api.app import make_app
 from scloud.api.context import Context
 from scloud.api.routes.accounts import make_account
@@ -178,6 +179,8 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
     }
     _write_private(ready_file, json.dumps(told | {"pid": os.getpid(), "epoch": epoch}))
     log.info("manager ready, epoch %d, API at %s", epoch, told["api"])
+    garbage.begin()
+    collecting = loop.create_task(garbage.collect_when_idle())
     stopping = loop.create_task(stop.wait())
     await asyncio.wait([working, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     ready_file.unlink(missing_ok=True)
@@ -186,6 +189,7 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
     accepting.close()
     for session in manager.sessions:
         await session.hang_up()
+    collecting.cancel()
     working.cancel()
     results = await asyncio.gather(working, serving, return_exceptions=True)
     store.close()
