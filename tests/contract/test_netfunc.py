@@ -163,8 +163,12 @@ async def test_an_address_goes_to_another_nic_at_once(bench: Bench) -> None:
     heir = host("heir", 10, mac=0x77)
     await bench.functions.ensure(changed(spec, hosts=(heir,)))
     guest = await bench.guest(spec, heir)
-    lease = await guest.dhcp()
-    assert lease is not None and (lease.ip, lease.hostname) == ("10.7.0.10", "heir")
+
+    async def leased() -> tuple[str, str] | None:
+        lease = await guest.dhcp()
+        return (lease.ip, lease.hostname) if lease is not None else None
+
+    await eventually(leased, ("10.7.0.10", "heir"))
     await eventually(lambda: guest.reverse("10.7.0.10"), {"heir.blue.internal"})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +13,17 @@ from lab.shared import Figures, Twins, Wide
 
 
 @contextmanager
-def small_disk(command: list[str], folder: Path, mib: int) -> Iterator[None]:
-    """`folder` is meanwhile a file system of its own, and small. `command` is how one gets to where it is mounted."""
-    subprocess.run([*command, "mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
+def small_disk(run: Callable[..., object], folder: Path, mib: int) -> Iterator[None]:
+    """`folder` is meanwhile a file system of its own, and small. `run` runs a command where it is mounted."""
+    run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder))
     try:
         yield
     finally:
-        subprocess.run([*command, "umount", str(folder)], check=True)
+        run("umount", str(folder))
+
+
+def here(*argv: str) -> None:
+    subprocess.run(argv, check=True)
 
 
 def test_the_managers_disk_is_full_while_importing(lab: Lab, micro: Path) -> None:
@@ -29,7 +33,7 @@ def test_the_managers_disk_is_full_while_importing(lab: Lab, micro: Path) -> Non
     with file.open("wb") as stream:
         for _ in range(200):
             stream.write(b"x" * (1 << 20))
-    with small_disk([], images, 320):
+    with small_disk(here, images, 320):
         for source in (str(file), f"file://{file}"):
             problem = lab.refused("image", "import", "too-large", source, "--format", "raw")
             assert "free" in problem["detail"] and "make room" in problem["detail"], problem
@@ -54,16 +58,19 @@ def test_a_nodes_disk_is_full(lab: Lab, wide: Wide) -> None:
     on_n3 = [vm["name"] for vm in lab.items("/vms", node="n3")]
     if on_n3:
         lab.ok("vm", "delete", *on_n3)
-    command = [str(Path(__file__).resolve().parents[2] / "scloud"), "lab", "exec", "n3", "--"]
+
+    def on_node(*argv: str) -> None:
+        lab.ok("lab", "exec", "n3", "--", *argv)
+
     disks = lab.node_root("n3") / "disks"
     options = ["--node", "n3", "--subnet", "wide", "--security-group", "left", "--memory", "128M"]
-    with small_disk(command, disks, 12):
+    with small_disk(on_node, disks, 12):
         problem = lab.refused("vm", "create", "cramped", *options)
         assert "free" in problem["detail"] and "disks" in problem["detail"], problem
         status = lab.vm("cramped")["status"]
         assert status["state"] == "error" and "are free in" in status["reason"], status
         assert lab.json("vm", "create", "roomy", "--memory", "128M", "--node", "n2")["status"]["state"] == "running"
-        subprocess.run([*command, "mount", "-o", "remount,size=80m", str(disks)], check=True)
+        on_node("mount", "-o", "remount,size=80m", str(disks))
         lab.ok("vm", "start", "cramped")
         guest = Guest(lab, "cramped")
         guest.wait_boot()
@@ -73,7 +80,7 @@ def test_a_nodes_disk_is_full(lab: Lab, wide: Wide) -> None:
         guest.background(f"yes | dd of=/dev/{device} bs=1M conv=fsync")
         status = lab.wait_state("cramped", "error", seconds=60.0)["status"]
         assert "paused" in status["reason"] and "free space" in status["reason"], status
-        subprocess.run([*command, "mount", "-o", "remount,size=600m", str(disks)], check=True)
+        on_node("mount", "-o", "remount,size=600m", str(disks))
         guest.forget()
         lab.ok("vm", "stop", "cramped", "--force")
         lab.ok("vm", "start", "cramped")

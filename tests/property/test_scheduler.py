@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scloud.scheduler.plan import choose, place, take
+from scloud.scheduler.fleet import Fleet
+from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Request
 
 ARCHITECTURES = st.sampled_from(["x86_64", "x86_64", "x86_64", "aarch64"])
@@ -49,6 +50,10 @@ REQUESTS = st.builds(
     group_vms=COUNTS,
     group_hard=st.booleans(),
 )
+
+
+def choose(nodes: list[NodeSnapshot], request: Request) -> str | None:
+    return Fleet(nodes).choose(request)
 
 
 @given(clouds(), REQUESTS)
@@ -94,13 +99,13 @@ def test_a_node_is_refused_for_a_true_reason_only(nodes: list[NodeSnapshot], req
 
 @given(clouds(), st.lists(REQUESTS, max_size=30))
 def test_a_batch_never_overbooks(nodes: list[NodeSnapshot], requests: list[Request]) -> None:
-    now = list(nodes)
+    fleet = Fleet(nodes)
     for request in requests:
-        chosen = choose(now, request)
-        if chosen is None:
-            continue
-        index = next(number for number, node in enumerate(now) if node.id == chosen)
-        now[index] = take(now, index, request)
+        chosen = fleet.choose(request)
+        assert chosen == place(fleet.snapshots(), request).node
+        if chosen is not None:
+            fleet.promise(chosen, request.cpus, request.memory_mib, request.disk_mib)
+    now = fleet.snapshots()
     for before, after in zip(nodes, now, strict=True):
         for used, has in (("cpus_used", "cpus"), ("memory_used_mib", "memory_mib"), ("disk_used_mib", "disk_mib")):
             assert getattr(after, used) <= max(getattr(after, has), getattr(before, used))

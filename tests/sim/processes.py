@@ -66,13 +66,11 @@ class LivingStore(Store):
 
     def _write_one(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
         try:
-            with self.engine.begin() as conn:
-                tx = Tx(conn, self.clock(), self.rng)
-                result = fn(tx)
+            result, touched = self.transact(fn)
         except Exception as error:
             self._sim.call_soon(self._answer, future, None, error, {})
         else:
-            self._sim.call_soon(self._answer, future, result, None, tx.touched)
+            self._sim.call_soon(self._answer, future, result, None, touched)
 
     def _answer(
         self, future: asyncio.Future[Any], result: Any, error: Exception | None, touched: dict[str, None]
@@ -86,10 +84,8 @@ class LivingStore(Store):
 
     def commit(self, fn: Callable[[Tx], T], life: Life) -> T:
         """A request of the API: committed now, heard of in the manager's next step."""
-        with self.engine.begin() as conn:
-            tx = Tx(conn, self.clock(), self.rng)
-            result = fn(tx)
-        self._sim.call_soon(self._notify, tx.touched, context=life.context)
+        result, touched = self.transact(fn)
+        self._sim.call_soon(self._notify, touched, context=life.context)
         return result
 
 

@@ -156,7 +156,9 @@ class Tenant:
         if rng.random() < 0.1:
             spec["node"] = rng.choice(self._world.nodes).name
         count = 1 if disk is not None or rng.random() < 0.8 else 2
-        return vms.create_vms(tx, self._me, VmCreate(name=self._name("vm"), count=count, spec=spec))
+        assert self._world.manager.manager is not None
+        loads = self._world.manager.manager.loads()
+        return vms.create_vms(tx, self._me, VmCreate(name=self._name("vm"), count=count, spec=spec), loads)
 
     def _delete_vm(self, tx: Tx) -> dict[str, Any]:
         return vms.delete(tx, self._me, self._need(tx, Kind.VM).id)

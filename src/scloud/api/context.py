@@ -183,8 +183,8 @@ async def write(
     return Response(await context.store.write(once), status_code=status, media_type="application/json")
 
 
-def begin(tx: Tx, action: str, row: Resource) -> Operation:
-    return operations.begin(tx, action, row, seconds=seconds_for(action))
+def begin(tx: Tx, action: str, row: Resource, *, progress: int = 0, message: str = "accepted") -> Operation:
+    return operations.begin(tx, action, row, seconds=seconds_for(action), progress=progress, message=message)
 
 
 def begin_and_end(tx: Tx, action: str, row: Resource, message: str = "done") -> Operation:

@@ -48,6 +48,7 @@ class Directory:
         self._node_groups: defaultdict[str, set[str]] = defaultdict(set)
         self._stores: dict[str, set[str]] = {}  # storage cluster -> nodes that are told of it
         self._sites: dict[str, tuple[str, str]] = {}  # node -> what a storage cluster is told of it
+        self._outdated: dict[str, None] = {}
         self.changed: set[tuple[str, str]] = set()
 
     # --- questions
@@ -100,7 +101,8 @@ class Directory:
         """Everything, from nothing."""
         for kind in RENDERED:
             for row in all_of(tx, kind, gone=True):
-                self.put(tx, row)
+                self._put(tx, row)
+        self._render_vms()
 
     def refresh(self, tx: Tx, keys: Iterable[str]) -> None:
         """Look at these `kind/id` again."""
@@ -118,9 +120,10 @@ class Directory:
                 if row is None:
                     self._forget(tx, Kind(kind), id)
                 else:
-                    self.put(tx, row)
+                    self._put(tx, row)
+        self._render_vms()
 
-    def put(self, tx: Tx, row: Resource) -> None:
+    def _put(self, tx: Tx, row: Resource) -> None:
         """Take in one row as it now is."""
         match row.kind:
             case Kind.NODE:
@@ -193,13 +196,19 @@ class Directory:
                 self._put_nic(self._nic[nic][0])
 
     def _render_vm(self, id: str) -> None:
-        row = self._vm_row.get(id)
-        if row is None:
-            return
-        if row.node is None:
-            self._drop(f"vm/{id}")  # nobody has to know of it yet
-        else:
-            self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
+        """Once all that was changed has been taken in: a VM is made of several rows, which mostly change together."""
+        self._outdated[id] = None
+
+    def _render_vms(self) -> None:
+        outdated, self._outdated = self._outdated, {}
+        for id in outdated:
+            row = self._vm_row.get(id)
+            if row is None:
+                continue
+            if row.node is None:
+                self._drop(f"vm/{id}")  # nobody has to know of it yet
+            else:
+                self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
 
     def _put_disk(self, tx: Tx, row: Resource) -> None:
         spec = row.spec_as(DiskSpec)

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scloud.controllers import deadlines, imports, node_state, reports, serving, snapshot_schedule, trash
+from scloud.controllers import deadlines, imports, node_state, placement, serving, snapshot_schedule, trash
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
+from scloud.controllers.intake import Intake
 from scloud.controllers.network_wait import NetworkWait
-from scloud.controllers.placement import Batch, read_nodes
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
 from scloud.controllers.storage.controller import StorageController
@@ -23,7 +23,6 @@ from scloud.controllers.waiters import Waiters
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
-from scloud.scheduler.snapshot import NodeSnapshot
 from scloud.store import operations, tokens
 from scloud.store.database import Store, Tx
 from scloud.store.operations import WorkItem
@@ -32,6 +31,8 @@ from scloud.store.resources import find
 log = logging.getLogger(__name__)
 IN_DATABASE = {str(Kind.DISK): serving.work, "trash": trash.work, "schedule": snapshot_schedule.work}
 """Work that is a transaction and nothing else."""
+LOADS_S = 1.0
+"""Nodes tell their load with each heartbeat, once a second."""
 
 
 class Manager:
@@ -47,16 +48,17 @@ class Manager:
         self.waiters = Waiters()
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
+        self._intake = Intake(store)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
-        self._nodes: tuple[NodeSnapshot, ...] | None = None
+        self._loads: dict[str, float] | None = None
+        self._loads_at = 0.0
         self._touched: dict[str, None] = {}
         self._refreshing = False
         self._touch_event = asyncio.Event()
         self._work_event = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._reports: dict[str, list[Observed]] = {}
         self._started_at = 0.0
         self._missing_since: dict[str, float] = {}
         self.ready = asyncio.Event()
@@ -91,10 +93,6 @@ class Manager:
                 self._work_event.set()
             elif kind == "operation":
                 self.waiters.wake(key)
-            elif kind in (Kind.NODE, Kind.CLUSTER):
-                self._nodes = None
-                self._touched[key] = None
-                self._touch_event.set()
             elif kind == "event":
                 self.waiters.wake("events")
             elif kind == "status":
@@ -155,9 +153,9 @@ class Manager:
 
     async def _place_all(self, items: list[WorkItem]) -> None:
         """In one transaction; if that fails, one by one, so that what is wrong with one VM is its own."""
-        nodes = await self._read_nodes()
+        loads = self.loads()
         try:
-            await self.store.write(lambda tx: self._place(tx, items, nodes))
+            await self.store.write(lambda tx: _place(tx, items, loads))
             return
         except CloudError as error:
             log.warning("placement of %d VMs failed: %s", len(items), error)
@@ -165,7 +163,7 @@ class Manager:
             log.exception("placement of %d VMs failed", len(items))
         for item in items:
             try:
-                await self.store.write(lambda tx, item=item: self._place(tx, [item], nodes))  # type: ignore[misc]
+                await self.store.write(lambda tx, item=item: _place(tx, [item], loads))  # type: ignore[misc]
             except Exception:
                 log.exception("placement of %s failed; it is tried again", item.key)
                 delay = min(60.0, 0.5 * 2 ** min(item.attempts, 8))
@@ -182,20 +180,13 @@ class Manager:
         except TimeoutError:
             pass
 
-    async def _read_nodes(self) -> tuple[NodeSnapshot, ...]:
-        """Kept until a node or cluster changes: reading hundreds of them for every few VMs would cost the most."""
-        if self._nodes is None:
-            self._nodes = await self.store.read(read_nodes)
-        return self._nodes
-
-    def _place(self, tx: Tx, items: list[WorkItem], nodes: tuple[NodeSnapshot, ...]) -> None:
-        batch: Batch | None = None
-        for item in items:
-            row = find(tx, item.key.partition("/")[2])
-            if row is not None and row.node is None and row.state == State.PENDING:
-                batch = batch or Batch(tx, {session.node: session.load.cpu for session in self.sessions}, nodes)
-                batch.place(row)
-            operations.finish(tx, item)
+    def loads(self) -> dict[str, float]:
+        """The fraction of CPU really used, by node; looked at anew once a second."""
+        now = asyncio.get_running_loop().time()
+        if self._loads is None or now - self._loads_at > LOADS_S:
+            self._loads = {session.node: session.load.cpu for session in self.sessions}
+            self._loads_at = now
+        return self._loads
 
     def _begin(self, item: WorkItem) -> None:
         task = asyncio.get_running_loop().create_task(self._handle(item))
@@ -249,15 +240,10 @@ class Manager:
             self._missing_since[session.node] = asyncio.get_running_loop().time()
 
     async def report(self, node: str, items: Iterable[Observed]) -> None:
-        """Take a node's observations into the database, with whatever else is waiting from it."""
+        """Take a node's observations into the database; returns when they are in it."""
         items = tuple(items)
         self.storage.reported(node, items)
-        waiting = self._reports.setdefault(node, [])
-        waiting.extend(items)
-        if not waiting:
-            return
-        taken, self._reports[node] = waiting, []
-        await self.store.write(lambda tx: reports.take_in(tx, node, taken))
+        await self._intake.take(node, items)
 
     async def _tick_forever(self) -> None:
         last_swept = 0.0
@@ -308,3 +294,12 @@ class Manager:
     async def call(self, node: str | None, what: str, method: str, timeout_s: float = 10.0, **params: Any) -> Any:
         """Ask the node that has something; UNAVAILABLE if it is not connected."""
         return await self.sessions.need(node, what).call(method, timeout_s, **params)
+
+
+def _place(tx: Tx, items: list[WorkItem], loads: placement.Loads) -> None:
+    placer = placement.Placer(tx, loads)
+    for item in items:
+        row = find(tx, item.key.partition("/")[2])
+        if row is not None and row.node is None and row.state == State.PENDING:
+            placer.place(row)
+        operations.finish(tx, item)

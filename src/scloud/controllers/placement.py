@@ -1,12 +1,12 @@
-"""Placing VMs: the scheduler's plan, computed and committed in the same transaction, several VMs at a time.
+"""Placing VMs: the scheduler's choice, made and committed in the same transaction.
 
 Because what nodes have promised is read and raised in one transaction of the only writer, nothing is ever overbooked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from scloud.controllers import finishing, serving
 from scloud.model.errors import CloudError, ErrorKind
@@ -14,7 +14,8 @@ from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
 from scloud.model.specs import ClusterSpec, DiskSpec, ImageSpec, NicSpec, NodeSpec, PlacementGroupSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, NodeStatus, VmStatus
-from scloud.scheduler.plan import choose, place, take
+from scloud.scheduler.fleet import Column, Fleet
+from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Plan, Request
 from scloud.store import nodes as usage
 from scloud.store import operations
@@ -23,6 +24,10 @@ from scloud.store.resources import Resource, all_of, find, find_many, save, sour
 
 Loads = Mapping[str, float]
 UNPLACED = "it gets its place with its VM"
+PLACED = 20
+"""Percent of a VM's making that is done when it has its node."""
+MAX_ACCOUNTS = 1000
+"""Accounts of which it is remembered where their VMs are."""
 
 
 def node_of(row: Resource, cluster: ClusterSpec) -> NodeSnapshot:
@@ -49,41 +54,72 @@ def read_nodes(tx: Tx) -> tuple[NodeSnapshot, ...]:
     )
 
 
-def snapshot(tx: Tx, loads: Loads, nodes: Sequence[NodeSnapshot] | None = None) -> list[NodeSnapshot]:
-    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node.
-
-    `nodes` may have been read shortly before; what they have promised is read here, in the transaction that adds to it.
-    """
+def snapshot(tx: Tx, loads: Loads) -> list[NodeSnapshot]:
+    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node."""
     used = usage.usages(tx)
     result = []
-    for node in read_nodes(tx) if nodes is None else nodes:
-        mine = used.get(node.id)
-        if mine is None:
-            result.append(replace(node, cpu_load=loads.get(node.id, 0.0)))
-        else:
-            result.append(
-                replace(
-                    node,
-                    cpus_used=mine.cpus,
-                    memory_used_mib=mine.memory_mib,
-                    disk_used_mib=mine.disk_mib,
-                    cpu_load=loads.get(node.id, 0.0),
-                )
+    for node in read_nodes(tx):
+        mine = used.get(node.id, usage.Usage(node.id))
+        result.append(
+            replace(
+                node,
+                cpus_used=mine.cpus,
+                memory_used_mib=mine.memory_mib,
+                disk_used_mib=mine.disk_mib,
+                cpu_load=loads.get(node.id, 0.0),
             )
+        )
     return result
+
+
+class View:
+    """The nodes and where each account's VMs are, kept by the writer from one placement to the next."""
+
+    def __init__(self, nodes: Iterable[NodeSnapshot]) -> None:
+        self.fleet = Fleet(nodes)
+        self._accounts: dict[str, Column] = {}
+
+    def promise(self, node: str, cpus: int, memory_mib: int, disk_mib: int) -> None:
+        self.fleet.promise(node, cpus, memory_mib, disk_mib)
+
+    def moved(self, account: str, before: str | None, after: str | None) -> None:
+        counts = self._accounts.get(account)
+        if counts is not None:
+            self.fleet.add(counts, before, -1)
+            self.fleet.add(counts, after, 1)
+
+    def choose(self, tx: Tx, account: str, request: Request) -> str | None:
+        return self.fleet.choose(request, self.account(tx, account))
+
+    def account(self, tx: Tx, account: str) -> Column:
+        """How many VMs of the account each node has."""
+        counts = self._accounts.get(account)
+        if counts is None:
+            if len(self._accounts) >= MAX_ACCOUNTS:
+                self._accounts.clear()
+            counts = self._accounts[account] = self.fleet.counts(usage.vms_by_account(tx, account))
+        return counts
+
+
+def view_of(tx: Tx, loads: Loads) -> View:
+    """What the writer remembers, or else reads now."""
+    view = tx.memory.placement
+    if not isinstance(view, View):
+        view = tx.memory.placement = View(snapshot(tx, loads))
+    view.fleet.set_loads(loads)
+    return view
 
 
 def request_for(
     tx: Tx,
-    account: str,
     spec: VmSpec,
     disk_mib: int,
+    *,
     exclude: str | None = None,
-    account_vms: Mapping[str, int] | None = None,
     architecture: str | None = None,
     pools: Iterable[str] = (),
 ) -> Request:
-    """What the scheduler is asked, with where the account's and the group's VMs are now."""
+    """What the scheduler is asked, with where the group's VMs are now."""
     group_vms: dict[str, int] = {}
     hard = False
     if spec.placement_group:
@@ -99,7 +135,6 @@ def request_for(
         disk_mib=disk_mib,
         architecture=architecture or architecture_of(tx, spec.image),
         node=spec.node,
-        account_vms=usage.vms_by_account(tx, account) if account_vms is None else account_vms,
         group_vms=group_vms,
         group_hard=hard,
         reachable_from=reachable_from(tx, pools),
@@ -117,37 +152,36 @@ def architecture_of(tx: Tx, image: str) -> str:
     return row.spec_as(ImageSpec).architecture if row else "x86_64"
 
 
-def plan(tx: Tx, request: Request, loads: Loads) -> Plan:
+def plan(tx: Tx, account: str, request: Request, loads: Loads) -> Plan:
     """A dry run: where it would go, and why not elsewhere."""
-    return place(snapshot(tx, loads), request)
+    return place(snapshot(tx, loads), replace(request, account_vms=usage.vms_by_account(tx, account)))
 
 
-class Batch:
-    """The nodes as they are after each placement of one transaction."""
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The node that a VM was promised room on."""
 
-    def __init__(self, tx: Tx, loads: Loads, nodes: Sequence[NodeSnapshot] | None = None) -> None:
+    node: str
+    name: str
+
+
+def find_home(tx: Tx, account: str, request: Request, loads: Loads) -> Home | None:
+    """Choose a node and promise what is asked for, or None if no node can take it."""
+    view = view_of(tx, loads)
+    node = view.choose(tx, account, request)
+    if node is None:
+        return None
+    name = view.fleet.name(node)
+    usage.promise(tx, node, cpus=request.cpus, memory_mib=request.memory_mib, disk_mib=request.disk_mib)
+    return Home(node, name)
+
+
+class Placer:
+    """Places VMs that have been waiting, within one transaction."""
+
+    def __init__(self, tx: Tx, loads: Loads) -> None:
         self._tx = tx
         self._loads = loads
-        self._known = nodes is not None
-        self._see(snapshot(tx, loads, nodes))
-        self._accounts: dict[str, dict[str, int]] = {}
-        self._architectures: dict[str, str] = {}
-
-    def _see(self, nodes: list[NodeSnapshot]) -> None:
-        self._nodes = nodes
-        self._index = {node.id: number for number, node in enumerate(nodes)}
-
-    def _choose(self, request: Request) -> str | None:
-        """Nodes that were read before this transaction may have been cordoned or removed since."""
-        node = choose(self._nodes, request)
-        if node is None or not self._known:
-            return node
-        row = find(self._tx, node)
-        if row is not None and row.state == State.READY and not row.spec_as(NodeSpec).cordoned:
-            return node
-        self._known = False
-        self._see(snapshot(self._tx, self._loads))
-        return choose(self._nodes, request)
 
     def place(self, vm: Resource) -> bool:
         """Give a VM its node, or put it into `error` with the reasons. True if it was placed."""
@@ -162,21 +196,12 @@ class Batch:
             return self._refuse(vm, self._apart(local, spec.node))
         pinned = spec.model_copy(update={"node": min(where)}) if where else spec
         disk_mib = sum(specs[disk.id].size_mib for disk in local if disk.node is None)
-        counts = self._accounts.get(vm.account)
-        if counts is None:
-            counts = self._accounts[vm.account] = usage.vms_by_account(tx, vm.account)
-        if spec.image not in self._architectures:
-            self._architectures[spec.image] = architecture_of(tx, spec.image)
-        architecture = self._architectures[spec.image]
-        request = request_for(tx, vm.account, pinned, disk_mib, vm.id, counts, architecture, pools)
-        node = self._choose(request)
-        if node is None:
-            return self._refuse(vm, f"no node can take it: {place(self._nodes, request).explain()}")
-        number = self._index[node]
-        self._nodes[number] = take(self._nodes, number, request)
-        counts[node] = counts.get(node, 0) + 1
-        usage.promise(tx, node, cpus=spec.cpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
-        settle(tx, vm, node, self._nodes[number].name, disks, nics)
+        request = request_for(tx, pinned, disk_mib, exclude=vm.id, pools=pools)
+        home = find_home(tx, vm.account, request, self._loads)
+        if home is None:
+            reasons = plan(tx, vm.account, request, self._loads).explain()
+            return self._refuse(vm, f"no node can take it: {reasons}")
+        settle(tx, vm, home, disks, nics)
         return True
 
     def _refuse(self, vm: Resource, reason: str) -> bool:
@@ -190,7 +215,7 @@ class Batch:
 
     def _apart(self, disks: list[Resource], asked: str | None) -> str:
         """A disk of the local pool ties its VM to its node: two nodes are one too many."""
-        names = {node.id: node.name for node in self._nodes}
+        names = {node.id: node.name for node in all_of(self._tx, Kind.NODE)}
         places = [f"disk '{disk.name}' is on node {names.get(disk.node, disk.node)}" for disk in disks if disk.node]
         if asked is not None:
             places.append(f"node {names.get(asked, asked)} was asked for")
@@ -203,8 +228,9 @@ def attached(tx: Tx, vm: Resource) -> tuple[list[Resource], list[Resource]]:
     return [row for row in rows if row.kind == Kind.DISK], [row for row in rows if row.kind == Kind.NIC]
 
 
-def settle(tx: Tx, vm: Resource, node: str, node_name: str, disks: list[Resource], nics: list[Resource]) -> None:
+def settle(tx: Tx, vm: Resource, home: Home, disks: list[Resource], nics: list[Resource]) -> None:
     """Write a VM's node onto it and all that is attached to it."""
+    node, node_name = home.node, home.name
     status = vm.status_as(VmStatus)
     state = State.CREATING if status.observed_generation == 0 else State.STARTING
     placed = save(tx, vm, node=node, status=status.model_copy(update={"state": state, "reason": "", "node": node_name}))
@@ -229,7 +255,7 @@ def settle(tx: Tx, vm: Resource, node: str, node_name: str, disks: list[Resource
                 status=old_nic.model_copy(update={"state": State.CREATING, "reason": "", "node": node_name}),
             )
     for op in operations.open_for(tx, vm.id):
-        operations.progress(tx, op.id, 20, f"placed on {node_name}")
+        operations.progress(tx, op.id, PLACED, f"placed on {node_name}")
 
 
 def unplaced(tx: Tx, vm: Resource) -> None:
@@ -242,9 +268,13 @@ def unplaced(tx: Tx, vm: Resource) -> None:
 
 def check_room(tx: Tx, node: str, *, cpus: int = 0, memory_mib: int = 0, disk_mib: int = 0) -> None:
     """Before more is promised to something that is on a node already. NO_CAPACITY with the figures."""
-    current = next((item for item in snapshot(tx, {}) if item.id == node), None)
-    if current is None:
+    row = find(tx, node)
+    if row is None:
         return
+    cluster = find(tx, row.spec_as(NodeSpec).cluster)
+    bare = node_of(row, cluster.spec_as(ClusterSpec) if cluster else ClusterSpec())
+    used = usage.usage_of(tx, node)
+    current = replace(bare, cpus_used=used.cpus, memory_used_mib=used.memory_mib, disk_used_mib=used.disk_mib)
     request = Request(max(cpus, 0), max(memory_mib, 0), max(disk_mib, 0), current.architecture)
     candidate = place([current], request).candidates[0]
     room = [reason for reason in candidate.reasons if "too " in reason]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 
 from scloud.controllers import finishing, serving, snapshots
 from scloud.model.kinds import TRANSITIONAL, Kind, State
@@ -15,17 +16,24 @@ from scloud.store.database import Tx
 from scloud.store.resources import Resource, find_many, on_node, save, unrefer
 
 KIND_OF_KEY = {"vm": Kind.VM, "disk": Kind.DISK, "port": Kind.NIC}
+ORDER = {"disk": 0, "port": 1, "vm": 2}
+"""Disks and ports before VMs: a VM's deletion ends with the last of its own."""
 
 
-def take_in(tx: Tx, node: str, items: Iterable[Observed]) -> None:
-    """Bring rows in line with a node's report; whatever it says of things that are not on it is left aside."""
-    wanted = [item for item in items if item.key.partition("/")[0] in KIND_OF_KEY]
-    rows = find_many(tx, (item.key.partition("/")[2] for item in wanted))
+def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
+    """Bring rows in line with what nodes say, by node; what one says of things that are not on it is left aside.
+
+    Of several observations of a thing the last counts.
+    """
+    last = {(node, item.key): item for node, items in reports.items() for item in items}
+    wanted = []
+    for (node, key), item in last.items():
+        kind, _, id = key.partition("/")
+        if kind in KIND_OF_KEY:
+            wanted.append((ORDER[kind], kind, id, node, item))
+    rows = find_many(tx, (id for _, _, id, _, _ in wanted))
     waited_for = operations.ids_with_open(tx, rows)
-    # Disks and ports before VMs: a VM's deletion ends with the last of its own.
-    order = {"disk": 0, "port": 1, "vm": 2}
-    for item in sorted(wanted, key=lambda item: order[item.key.partition("/")[0]]):
-        kind, _, id = item.key.partition("/")
+    for _, kind, id, node, item in sorted(wanted, key=itemgetter(0)):
         row = rows.get(id)
         if row is None or row.node != node or row.kind != KIND_OF_KEY[kind]:
             continue

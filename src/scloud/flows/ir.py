@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """One field of a match, in Open vSwitch's names (`eth_dst`, `ip_src`, `ct_state`, `reg0`, ...)."""
 
     name: str

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
+from functools import lru_cache
 
 from scloud.flows.ir import Flow, Match
 
@@ -115,6 +116,7 @@ def goto(table: Table) -> str:
     return f"goto_table:{table.value}"
 
 
+@lru_cache(maxsize=65536)
 def cookie_of(key: str) -> int:
     """The 32-bit, non-zero cookie of everything that the object with this `kind/id` key owns."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") or 1

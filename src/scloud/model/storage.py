@@ -160,7 +160,7 @@ class StorageClusterStatus(Status):
 
 
 class PoolSpec(Value):
-    """`rados_name` is what the pool is called inside its cluster; an erasure-coded pool has its data in a second one."""
+    """`rados_name` is the pool inside its cluster; an erasure-coded pool has its data in a second one."""
 
     backend: Literal["ceph"] = "ceph"
     cluster: Id

@@ -1,8 +1,9 @@
 """The database and its one writer.
 
 Writes are functions of a transaction. They are run one after another by one thread, several to a commit when several
-are waiting (each in a savepoint, so that one's failure is its own), and answered only after the commit: durable, and
-as fast as the disk's flushes allow. Reads see the last commit.
+are waiting, and answered only after the commit: durable, and as fast as the disk's flushes allow. When one of several
+fails, all of them are run again, each in a savepoint, so that its failure is its own: a write must be fit to be run
+more than once. Reads see the last commit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sqlalchemy.pool import StaticPool
 
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.ids import RANDOM_BITS, make_id
+from scloud.store.memory import Memory
 
 T = TypeVar("T")
 MAX_BATCH = 128
@@ -31,10 +33,11 @@ MAX_BATCH = 128
 class Tx:
     """One transaction: the connection, the time, new ids, and what was changed (told to listeners after the commit)."""
 
-    def __init__(self, conn: Connection, now: float, rng: random.Random) -> None:
+    def __init__(self, conn: Connection, now: float, rng: random.Random, memory: Memory | None = None) -> None:
         self.conn = conn
         self.now = now
         self._rng = rng
+        self.memory = Memory() if memory is None else memory
         self.touched: dict[str, None] = {}
 
     def new_id(self, prefix: str) -> str:
@@ -46,6 +49,7 @@ class Tx:
     def touch(self, key: str) -> None:
         """Note a change to `kind/id`."""
         self.touched[key] = None
+        self.memory.touched(key)
 
 
 class _Job:
@@ -54,6 +58,10 @@ class _Job:
     def __init__(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
         self.fn = fn
         self.future = future
+
+
+_Outcome = tuple[asyncio.Future[Any], Any, BaseException | None]
+"""Who waits for a write, what it answered, or how it failed."""
 
 
 class _BatchLost(Exception):
@@ -87,17 +95,18 @@ class Store:
         self.rng = rng or random.SystemRandom()
         self.listeners: list[Callable[[Iterable[str]], None]] = []
         self._inline = inline
-        self._memory = url in ("sqlite://", "sqlite:///:memory:")
+        self._remembered = Memory()
+        self._in_memory = url in ("sqlite://", "sqlite:///:memory:")
         self._sqlite = url.startswith("sqlite")
-        extra: dict[str, Any] = {"poolclass": StaticPool} if self._memory else {}
+        extra: dict[str, Any] = {"poolclass": StaticPool} if self._in_memory else {}
         arguments = dict(connect_args or {})
         if self._sqlite:
             arguments.setdefault("check_same_thread", False)
             arguments.setdefault("timeout", 30.0)
         self.engine = create_engine(url, connect_args=arguments, **extra)
-        self.reader: Engine = self.engine if self._memory else create_engine(url, connect_args=arguments)
+        self.reader: Engine = self.engine if self._in_memory else create_engine(url, connect_args=arguments)
         if self._sqlite:
-            _tune_sqlite(self.engine, "BEGIN IMMEDIATE", memory=self._memory)
+            _tune_sqlite(self.engine, "BEGIN IMMEDIATE", memory=self._in_memory)
             if self.reader is not self.engine:
                 _tune_sqlite(self.reader, "BEGIN", memory=False)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -123,11 +132,19 @@ class Store:
 
     def write_now(self, fn: Callable[[Tx], T]) -> T:
         """Run `fn` on this thread, in a transaction of its own. For start-up, migrations and the inline mode."""
-        with self.engine.begin() as conn:
-            tx = Tx(conn, self.clock(), self.rng)
-            result = fn(tx)
-        self._notify(tx.touched)
+        result, touched = self.transact(fn)
+        self._notify(touched)
         return result
+
+    def transact(self, fn: Callable[[Tx], T]) -> tuple[T, dict[str, None]]:
+        """`write_now` without telling the listeners: what `fn` answers, and the keys of what it has changed."""
+        try:
+            with self.engine.begin() as conn:
+                tx = Tx(conn, self.clock(), self.rng, self._remembered)
+                return fn(tx), tx.touched
+        except BaseException:
+            self._remembered.forget()
+            raise
 
     def _write_forever(self) -> None:
         while True:
@@ -147,32 +164,27 @@ class Store:
             self._commit(batch)
 
     def _commit(self, batch: list[_Job]) -> None:
-        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        """All in one transaction, or else each by itself within one, or else each in one of its own."""
         touched: dict[str, None] = {}
         try:
-            with self.engine.begin() as conn:
-                for job in batch:
-                    tx = Tx(conn, self.clock(), self.rng)
-                    try:
-                        with conn.begin_nested():
-                            result = job.fn(tx)
-                    except Exception as error:
-                        if self._rolled_back(conn):
-                            raise _BatchLost(_root_of(error)) from error
-                        outcomes.append((job.future, None, _database_error(error)))
-                    else:
-                        outcomes.append((job.future, result, None))
-                        touched.update(tx.touched)
-        except _BatchLost as error:
-            if len(batch) > 1:
-                for job in batch:
-                    self._commit([job])
-                return
-            outcomes, touched = [(batch[0].future, None, _database_error(error.cause))], {}
+            outcomes = self._run_together(batch, touched)
         except Exception as error:
-            failure = _database_error(error)
-            outcomes = [(job.future, None, failure) for job in batch]
-            touched = {}
+            self._remembered.forget()
+            touched.clear()
+            if len(batch) == 1:
+                outcomes = [(batch[0].future, None, _database_error(_root_of(error)))]
+            else:
+                try:
+                    outcomes = self._run_apart(batch, touched)
+                except _BatchLost:
+                    self._remembered.forget()
+                    for job in batch:
+                        self._commit([job])
+                    return
+                except Exception as failed:
+                    self._remembered.forget()
+                    touched.clear()
+                    outcomes = [(job.future, None, _database_error(failed)) for job in batch]
         loop = self._loop
         if loop is None or loop.is_closed():
             return
@@ -181,13 +193,40 @@ class Store:
         except RuntimeError:
             return  # the loop was closed meanwhile: nobody is waiting any more
 
+    def _run_together(self, batch: list[_Job], touched: dict[str, None]) -> list[_Outcome]:
+        """The usual case: nothing fails, and nothing is paid for what might."""
+        outcomes: list[_Outcome] = []
+        with self.engine.begin() as conn:
+            for job in batch:
+                tx = Tx(conn, self.clock(), self.rng, self._remembered)
+                outcomes.append((job.future, job.fn(tx), None))
+                touched.update(tx.touched)
+        return outcomes
+
+    def _run_apart(self, batch: list[_Job], touched: dict[str, None]) -> list[_Outcome]:
+        """One transaction, each write in a savepoint of its own."""
+        outcomes: list[_Outcome] = []
+        with self.engine.begin() as conn:
+            for job in batch:
+                tx = Tx(conn, self.clock(), self.rng, self._remembered)
+                try:
+                    with conn.begin_nested():
+                        result = job.fn(tx)
+                except Exception as error:
+                    self._remembered.forget()
+                    if self._rolled_back(conn):
+                        raise _BatchLost(_root_of(error)) from error
+                    outcomes.append((job.future, None, _database_error(error)))
+                else:
+                    outcomes.append((job.future, result, None))
+                    touched.update(tx.touched)
+        return outcomes
+
     def _rolled_back(self, conn: Connection) -> bool:
         """SQLite ends the whole transaction by itself when the disk is full or fails; savepoints are gone with it."""
         return self._sqlite and not conn.connection.dbapi_connection.in_transaction  # type: ignore[union-attr]
 
-    def _deliver(
-        self, outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]], touched: dict[str, None]
-    ) -> None:
+    def _deliver(self, outcomes: list[_Outcome], touched: dict[str, None]) -> None:
         for future, result, error in outcomes:
             if future.done():
                 continue
@@ -222,7 +261,7 @@ class Store:
 
     def _read_here(self, fn: Callable[[Tx], T]) -> T:
         """The event loop's own connection, kept: taking one from the pool costs more than a small query."""
-        if self._memory:
+        if self._in_memory:
             return self.read_now(fn)
         if self._read_connection is None:
             self._read_connection = self.reader.connect()

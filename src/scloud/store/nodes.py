@@ -37,10 +37,13 @@ _PROMISE = text(
 def promise(tx: Tx, node: str, *, cpus: int = 0, memory_mib: int = 0, disk_mib: int = 0) -> None:
     """Add to (or, with negative numbers, give back from) what a node has promised."""
     tx.conn.execute(_PROMISE, {"node": node, "cpus": cpus, "memory_mib": memory_mib, "disk_mib": disk_mib})
+    if tx.memory.placement is not None:
+        tx.memory.placement.promise(node, cpus, memory_mib, disk_mib)
 
 
 def forget(tx: Tx, node: str) -> None:
     tx.conn.execute(delete(usage).where(usage.c.node == node))
+    tx.memory.forget()
 
 
 def vms_by_account(tx: Tx, account: str) -> dict[str, int]:

@@ -104,7 +104,16 @@ def _row(row: Row[Any]) -> Operation:
     return Operation(*tuple(row))
 
 
-def begin(tx: Tx, action: str, row: Resource, *, seconds: float, account: str | None = None) -> Operation:
+def begin(
+    tx: Tx,
+    action: str,
+    row: Resource,
+    *,
+    seconds: float,
+    account: str | None = None,
+    progress: int = 0,
+    message: str = "accepted",
+) -> Operation:
     """An operation on a resource at its present generation, to be ended within `seconds`."""
     made = Operation(
         id=tx.new_id(OPERATION_PREFIX),
@@ -115,8 +124,8 @@ def begin(tx: Tx, action: str, row: Resource, *, seconds: float, account: str | 
         resource_name=row.name,
         generation=row.generation,
         state=OperationState.RUNNING,
-        progress=0,
-        message="accepted",
+        progress=progress,
+        message=message,
         error=None,
         created_at=tx.now,
         started_at=tx.now,

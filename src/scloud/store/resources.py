@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from typing import Any, Final, Literal, TypeVar
+from functools import cache, lru_cache
+from typing import Any, Final, Literal, TypeVar, cast
 
 import orjson
 from sqlalchemy import Row, Update, bindparam, delete, insert, select, text, update
@@ -53,6 +53,22 @@ SYSTEM = ""
 """The account of what belongs to the administrator."""
 
 
+SHORT = 1024
+"""Characters of a value's text up to which what it was read as is remembered: subnets, images and states recur."""
+
+
+@lru_cache(maxsize=4096)
+def _parse_short(type_: type[Value], text: str) -> Value:
+    return type_.model_validate_json(text)
+
+
+def _parse(type_: type[V], text: str) -> V:
+    """Values never change, so that one may serve all who ask for it."""
+    if len(text) > SHORT:
+        return type_.model_validate_json(text)
+    return cast(V, _parse_short(type_, text))
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One row. Spec and status stay text until someone needs them as values."""
@@ -77,10 +93,10 @@ class Resource:
         return f"{self.kind}/{self.id}"
 
     def spec_as(self, type_: type[V]) -> V:
-        return type_.model_validate_json(self.spec)
+        return _parse(type_, self.spec)
 
     def status_as(self, type_: type[V]) -> V:
-        return type_.model_validate_json(self.status)
+        return _parse(type_, self.status)
 
     def public(self) -> dict[str, Any]:
         """As the API shows it; `orjson` splices spec and status in without parsing them."""
@@ -236,6 +252,8 @@ def create(
             ErrorKind.CONFLICT, f"there is already a {kind} named '{name}' in this account; choose another name"
         ) from error
     tx.touch(made.key)
+    if node is not None:
+        _moved(tx, made, None, node)
     return made
 
 
@@ -280,7 +298,14 @@ def save(
             ErrorKind.CONFLICT, f"there is already a {row.kind} named '{name}' in this account; choose another name"
         ) from error
     tx.touch(row.key if _matters_to_nodes(row, values) else f"status/{row.id}")
+    if node is not KEEP:
+        _moved(tx, row, row.node, node)
     return Resource(**{**_columns(row), **values})
+
+
+def _moved(tx: Tx, row: Resource, before: str | None, after: str | None) -> None:
+    if row.kind == Kind.VM and before != after and tx.memory.placement is not None:
+        tx.memory.placement.moved(row.account, before, after)
 
 
 def _matters_to_nodes(row: Resource, values: Mapping[str, Any]) -> bool:
@@ -303,6 +328,7 @@ def remove(tx: Tx, row: Resource) -> None:
     tx.conn.execute(delete(claim).where(claim.c.owner == row.id))
     tx.conn.execute(delete(resource).where(resource.c.id == row.id))
     tx.touch(row.key)
+    _moved(tx, row, row.node, None)
 
 
 # --- references

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from scloud.controllers import placement
 from scloud.model.base import Value
 from scloud.model.desired import DesiredVm
 from scloud.model.observed import Observed
 from scloud.model.wire import CaAnswer, CaRequest, Enroll, Enrolled, Refused, ca_answer, enroll_answer, welcome_answer
+from scloud.store import nodes
 from support.cloud import Cloud
 from support.node import ScriptedNode
 
@@ -287,10 +289,11 @@ async def test_everything_is_there_after_a_restart_with_a_database_in_a_file(tmp
 
 
 async def test_one_bad_vm_holds_up_no_other(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scloud.controllers import placement
-
-    await cloud.node()
     await cloud.image()
+    made = await cloud.alice.do("POST", "/vms", {"name": "a", "count": 3, "spec": {"image": "micro"}})
+    for op in made["operations"]:
+        await cloud.alice.wait(op, "failed")  # there is no node yet: they will wait for one together
+    await cloud.node()
     real, broken = placement.settle, [True]
 
     def settle(tx: Any, vm: Any, *rest: Any) -> None:
@@ -299,12 +302,12 @@ async def test_one_bad_vm_holds_up_no_other(cloud: Cloud, monkeypatch: pytest.Mo
         real(tx, vm, *rest)
 
     monkeypatch.setattr(placement, "settle", settle)
-    made = await cloud.alice.do("POST", "/vms", {"name": "a", "count": 3, "spec": {"image": "micro"}})
+    started = await asyncio.gather(*(cloud.alice.do("POST", f"/vms/a-{number}/actions/start") for number in (1, 2, 3)))
     for number in (0, 2):
-        await cloud.alice.wait(made["operations"][number])
+        await cloud.alice.wait(started[number])
     assert (await cloud.alice.get("/vms/a-2"))["status"]["state"] == "pending"
     broken[0] = False
-    await cloud.alice.wait(made["operations"][1])
+    await cloud.alice.wait(started[1])
 
 
 # --- audit, trace
@@ -358,3 +361,36 @@ async def test_trace_says_which_rule_lets_it_through_or_none(cloud: Cloud) -> No
     assert {step["node"] for step in opened["steps"]} >= {"n1", "n2"}
     for bad in ({"port": None}, {"protocol": "icmp"}, {"to": "none"}, {"from": "none"}, {"port": 0}):
         await cloud.alice.fail("POST", "/network/trace", {**ask, **bad}, status=422, code="invalid")
+
+
+# --- what the writer remembers
+
+
+async def test_what_is_remembered_for_placing_is_what_the_database_says(cloud: Cloud) -> None:
+    """Through creations, a conflict in the middle of a transaction, moves of the books and a cordon."""
+    for name in ("n1", "n2"):
+        await cloud.node(name, cpus=4, memory_mib=4096, disk_mib=4096)
+    await cloud.image()
+
+    def check(tx: Any) -> None:
+        view = placement.view_of(tx, {})
+        assert view.fleet.snapshots() == sorted(placement.snapshot(tx, {}), key=lambda node: node.id)
+        account = cloud.alice.account
+        fresh = view.fleet.counts(nodes.vms_by_account(tx, account))
+        assert (view.account(tx, account) == fresh).all()
+
+    await cloud.alice.create("vms", "a", image="micro")
+    cloud.store.write_now(check)
+    await cloud.alice.create("vms", "b", image="micro", cpus=2)
+    body = {"name": "a", "spec": {"image": "micro", "memory_mib": 512}}
+    await cloud.alice.fail("POST", "/vms", body, status=409, code="conflict")
+    cloud.store.write_now(check)
+    await cloud.alice.end("POST", "/vms/b/actions/stop", {})
+    await cloud.alice.end("POST", "/vms/b/actions/resize", {"cpus": 1})
+    cloud.store.write_now(check)
+    await cloud.alice.end("DELETE", "/vms/a")
+    cloud.store.write_now(check)
+    await cloud.admin.end("POST", "/nodes/n1/actions/cordon")
+    made = await cloud.alice.create("vms", "c", image="micro")
+    assert made["status"]["node"] == "n2"
+    cloud.store.write_now(check)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scloud.scheduler.plan import choose, place
+from scloud.scheduler.fleet import Fleet
+from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Request
 
 ONE = NodeSnapshot("nod-1", "n1", True, False, "x86_64", cpus=8, memory_mib=8192, disk_mib=8192)
 TWO = replace(ONE, id="nod-2", name="n2")
+
+
+def choose(nodes: list[NodeSnapshot], request: Request) -> str | None:
+    return Fleet(nodes).choose(request)
+
+
 ASK = Request(cpus=1, memory_mib=512, disk_mib=10, architecture="x86_64")
 
 

@@ -13,7 +13,7 @@ from scloud.api.schemas import NicAsk, VmAsk, VmCreate
 from scloud.controllers import finishing, placement, serving, snapshots
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.kinds import PREFIX, Kind, State
-from scloud.model.specs import DiskSpec, KeypairSpec, NicSpec, VmSpec
+from scloud.model.specs import DiskSpec, ImageSpec, KeypairSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.scheduler.snapshot import Plan
 from scloud.store import nodes, operations
@@ -23,11 +23,24 @@ from scloud.store.resources import Resource, create, find, get, refer, refer_all
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A VM that is about to be: its parts are made before it, and name it."""
+    """A VM that is about to be: its parts are made before it, and name it. `home` is None while it waits for a node."""
 
     id: str
     account: str
     name: str
+    home: placement.Home | None
+
+    @property
+    def state(self) -> State:
+        return State.CREATING if self.home else State.PENDING
+
+    @property
+    def node(self) -> str | None:
+        return self.home.node if self.home else None
+
+    @property
+    def node_name(self) -> str | None:
+        return self.home.name if self.home else None
 
 
 def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
@@ -63,31 +76,41 @@ def dry_run(tx: Tx, account: str, ask: VmAsk, loads: placement.Loads) -> Plan:
     _type, pool = find_type(tx, "spec.disk_type", ask.disk_type)
     disks = [resolve(tx, "spec.disks", Kind.DISK, ref, account).spec_as(DiskSpec) for ref in ask.disks]
     pools = [item.pool for item in disks if item.pool is not None] + ([pool] if pool is not None else [])
-    request = placement.request_for(tx, account, spec, 0 if pool is not None else size, pools=pools)
-    return placement.plan(tx, request, loads)
+    architecture = _architecture(image)
+    request = placement.request_for(tx, spec, 0 if pool is not None else size, architecture=architecture, pools=pools)
+    return placement.plan(tx, account, request, loads)
 
 
-def create_vms(tx: Tx, account: str, ask: VmCreate) -> dict[str, Any]:
+def create_vms(tx: Tx, account: str, ask: VmCreate, loads: placement.Loads) -> dict[str, Any]:
     """One VM, or `count` of them named NAME-1..N: all or none."""
     if ask.count == 1:
-        op, row = _create(tx, account, ask.name, ask.spec)
+        op, row = _create(tx, account, ask.name, ask.spec, loads)
         return accepted(op, row)
     if ask.spec.disks or any(nic.nic or nic.ip for nic in ask.spec.nics):
         raise invalid("count", "must be 1 when a disk, a nic or an address is named: those can belong to one VM only")
     if len(ask.name) + 4 > 63:
         raise invalid("name", "must leave room for a number: at most 59 characters when count is more than 1")
-    made = [_create(tx, account, f"{ask.name}-{number}", ask.spec) for number in range(1, ask.count + 1)]
+    made = [_create(tx, account, f"{ask.name}-{number}", ask.spec, loads) for number in range(1, ask.count + 1)]
     return {"operations": [op.public() for op, _ in made], "resources": [row.public() for _, row in made]}
 
 
-def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Operation, Resource]:
+def _create(
+    tx: Tx, account: str, name: str, ask: VmAsk, loads: placement.Loads
+) -> tuple[operations.Operation, Resource]:
+    """Its node is chosen at once; where none can take it, or disks may decide, the placer looks at it."""
     spec, image = _spec(tx, account, ask)
     size = _disk_size(image, ask.disk_mib)
     id = tx.new_id(PREFIX[Kind.VM])
-    vm = Owner(id, account, name)
+    home: placement.Home | None = None
+    _type, pool = find_type(tx, "spec.disk_type", ask.disk_type)
+    if not ask.disks and pool is None:
+        request = placement.request_for(tx, spec, size, architecture=_architecture(image))
+        home = placement.find_home(tx, account, request, loads)
+    vm = Owner(id, account, name, home)
     addresses = tuple(_take_or_make_nic(tx, vm, number, nic) for number, nic in enumerate(ask.nics))
-    status = VmStatus(state=State.PENDING, reason="waiting for a node", addresses=addresses)
-    row = create(tx, Kind.VM, account, name, spec, status, id=id)
+    reason = "" if home else "waiting for a node"
+    status = VmStatus(state=vm.state, reason=reason, addresses=addresses, node=vm.node_name)
+    row = create(tx, Kind.VM, account, name, spec, status, id=id, node=vm.node)
     uses = [(id, image.id, "image")]
     if spec.placement_group:
         uses.append((id, spec.placement_group, "group"))
@@ -95,9 +118,16 @@ def _create(tx: Tx, account: str, name: str, ask: VmAsk) -> tuple[operations.Ope
     refer_all(tx, uses)
     for ref in ask.disks:
         _take_disk(tx, row, resolve(tx, "spec.disks", Kind.DISK, ref, account))
-    op = begin(tx, "vm.create", row)
-    operations.enqueue(tx, row.key)
+    if home is None:
+        op = begin(tx, "vm.create", row)
+        operations.enqueue(tx, row.key)
+    else:
+        op = begin(tx, "vm.create", row, progress=placement.PLACED, message=f"placed on {home.name}")
     return op, row
+
+
+def _architecture(image: Resource) -> str:
+    return image.spec_as(ImageSpec).architecture
 
 
 def _make_system_disk(
@@ -109,7 +139,8 @@ def _make_system_disk(
     spec = DiskSpec(size_mib=size_mib, image=image.id, vm=vm.id, system=True, type=type_, pool=pool)
     serving.promise(tx, spec, None, size_mib)
     name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
-    create(tx, Kind.DISK, vm.account, name, spec, DiskStatus(state=State.PENDING), id=id, parent=vm.id)
+    status = DiskStatus(state=vm.state, node=vm.node_name)
+    create(tx, Kind.DISK, vm.account, name, spec, status, id=id, node=vm.node, parent=vm.id)
     return [(id, vm.id, "vm"), (id, image.id, "image")]
 
 
@@ -130,7 +161,8 @@ def _take_or_make_nic(tx: Tx, vm: Owner, number: int, ask: NicAsk) -> str:
         if spec.vm is not None or nic.node is not None:
             raise CloudError(ErrorKind.IN_USE, f"{field}.nic: nic '{nic.name}' is attached elsewhere; detach it first")
         refuse_while_leaving(nic)
-        save(tx, nic, spec=spec.model_copy(update={"vm": vm.id}), status=NicStatus(state=State.PENDING))
+        status = NicStatus(state=vm.state, node=vm.node_name)
+        save(tx, nic, spec=spec.model_copy(update={"vm": vm.id}), status=status, node=vm.node)
         refer(tx, nic.id, vm.id, "vm")
         return spec.ip
     if ask.subnet is None:
@@ -139,7 +171,10 @@ def _take_or_make_nic(tx: Tx, vm: Owner, number: int, ask: NicAsk) -> str:
     groups = groups_for(tx, vm.account, ask.security_groups, f"{field}.security_groups")
     id = tx.new_id(PREFIX[Kind.NIC])
     name = side_name(tx, Kind.NIC, vm.account, vm.name, f"nic{number}", id)
-    made = make_nic(tx, vm.account, name, subnet, ask.ip, groups, vm=vm.id, with_vm=True, id=id, state=State.PENDING)
+    node = (vm.home.node, vm.home.name) if vm.home else None
+    made = make_nic(
+        tx, vm.account, name, subnet, ask.ip, groups, vm=vm.id, node=node, with_vm=True, id=id, state=vm.state
+    )
     return made.spec_as(NicSpec).ip
 
 

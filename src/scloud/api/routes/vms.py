@@ -79,8 +79,8 @@ async def create_vm(
     dry_run: Annotated[bool, Query(description="only say where it would go, and why not elsewhere")] = False,
 ) -> Response:
     """Create one VM, or several alike."""
+    loads = context.manager.loads()
     if dry_run:
-        loads = {session.node: session.load.cpu for session in context.manager.sessions}
         plan = await context.store.read(lambda tx: vms.dry_run(tx, caller.account, body.spec, loads))
         names = {candidate.node: candidate.name for candidate in plan.candidates}
         candidates = [
@@ -88,7 +88,9 @@ async def create_vm(
             for c in plan.candidates
         ]
         return send({"node": names.get(plan.node or ""), "candidates": candidates})
-    return await write(context, caller, lambda tx: vms.create_vms(tx, caller.account, body), request=request, key=key)
+    return await write(
+        context, caller, lambda tx: vms.create_vms(tx, caller.account, body, loads), request=request, key=key
+    )
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
