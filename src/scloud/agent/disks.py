@@ -157,7 +157,11 @@ class Disks:
             except CloudError as error:
                 self._wait(desired, error.message)
                 return None  # woken again when its pool is known
-            plan = await self._plan(desired, storage)
+            try:
+                plan = await self._plan(desired, storage)
+            except (CloudError, OSError) as error:
+                self._cannot_see(desired, error)
+                raise
             if plan.action is None:
                 self._problems.pop(disk, None)
                 if storage.shared and not self._usage.known:
@@ -178,6 +182,12 @@ class Disks:
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
                 raise
+
+    def _cannot_see(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
+        """It is as it was last seen, as far as anyone knows, unless it is to be something else by now."""
+        told = self._board.get(f"disk/{desired.id}")
+        if told is None or told.generation != desired.generation or not told.settled:
+            self._wait(desired, str(error))
 
     def _wait(self, desired: DesiredDisk, reason: str) -> None:
         """For what the manager will tell this node."""
