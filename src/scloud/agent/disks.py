@@ -48,6 +48,8 @@ FAILED_AFTER = 3
 MEASURE_EVERY_S = 60.0
 """How often a disk's real size is looked at."""
 PARALLEL = 4
+"""Local disks made at the same time; in pools, where making one is mostly waiting, PARALLEL_SHARED."""
+PARALLEL_SHARED = 16
 
 
 class Images(Protocol):
@@ -78,6 +80,7 @@ class Disks:
         self._changed = changed
         self._locks: dict[str, asyncio.Lock] = {}
         self._slots = Slots(PARALLEL)
+        self._shared_slots = Slots(PARALLEL_SHARED)
         self._problems: dict[str, str] = {}
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
@@ -230,7 +233,8 @@ class Disks:
                 return
             match action:
                 case CreateDisk():
-                    await stack.enter_async_context(self._slots.hold())
+                    slots = self._shared_slots if storage.shared else self._slots
+                    await stack.enter_async_context(slots.hold())
                     making = storage.create(disk, action.size_mib, source, action.incarnation)
                     await within("disk", f"making disk {disk}", making)
                     self._limited.pop(disk, None)
