@@ -56,6 +56,11 @@ class RbdBench:
         self._made.append(made)
         return made
 
+    def use(self, storage: Storage) -> None:
+        """A driver that was made in another way; it is closed at the end."""
+        self._made.append(storage)
+        self.storage = storage
+
     def restart(self) -> Storage:
         self.storage = self.driver()
         return self.storage

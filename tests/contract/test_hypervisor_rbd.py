@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from hypervisor_rig import Console, Rig
-from rbd_bench import CLIENT, RbdBench
+from rbd_bench import CLIENT, NODE, RbdBench
 
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
 from scloud.drivers.storage.place import RbdPlace
 from scloud.drivers.storage.protocol import FromImage
+from scloud.drivers.storage.rbd_pools import RbdPools
 from scloud.images import micro
+from scloud.model.desired import DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
 from support.ceph_rig import CephRig
@@ -37,8 +39,20 @@ def rig() -> Iterator[Rig]:
 async def bench(
     ceph: CephRig,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> AsyncIterator[RbdBench]:
+    """Its storage is opened as an agent does it: from what the manager says of the cluster."""
     made = RbdBench(ceph, "rbd", monkeypatch)
+    store = DesiredStore(
+        id=f"test.{NODE}",
+        generation=1,
+        cluster="test",
+        fsid=ceph.fsid,
+        mon_host=ceph.mon_host,
+        client=CLIENT,
+        client_key=ceph.make_client(CLIENT, "rbd", "rbd-ec", "rbd-ec-data"),
+    )
+    made.use(RbdPools(NODE, tmp_path / "ceph").open(store, StorePool(id="poo-1", name="rbd")))
     try:
         yield made
     finally:

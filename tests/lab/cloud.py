@@ -76,9 +76,9 @@ class Lab:
         self.client: Client
         self.guests: list[Guest] = []
 
-    def up(self, nodes: int) -> None:
+    def up(self, nodes: int, *options: str) -> None:
         """Start it; from here on commands go to it, as its administrator."""
-        self.ok("lab", "up", "--nodes", str(nodes), timeout=600.0)
+        self.ok("lab", "up", "--nodes", str(nodes), *options, timeout=600.0)
         status = self.status()
         self.env["SCLOUD_CONTEXT"] = status["context"]
         self.context = Context(status["context"], status["url"], Path(status["token_file"]).read_text().strip())

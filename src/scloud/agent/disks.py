@@ -48,6 +48,8 @@ FAILED_AFTER = 3
 MEASURE_EVERY_S = 60.0
 """How often a disk's real size is looked at."""
 PARALLEL = 4
+"""Local disks made at the same time; in pools, where making one is mostly waiting, PARALLEL_SHARED."""
+PARALLEL_SHARED = 16
 
 
 class Images(Protocol):
@@ -78,6 +80,7 @@ class Disks:
         self._changed = changed
         self._locks: dict[str, asyncio.Lock] = {}
         self._slots = Slots(PARALLEL)
+        self._shared_slots = Slots(PARALLEL_SHARED)
         self._problems: dict[str, str] = {}
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
@@ -157,7 +160,11 @@ class Disks:
             except CloudError as error:
                 self._wait(desired, error.message)
                 return None  # woken again when its pool is known
-            plan = await self._plan(desired, storage)
+            try:
+                plan = await self._plan(desired, storage)
+            except (CloudError, OSError) as error:
+                self._cannot_see(desired, error)
+                raise
             if plan.action is None:
                 self._problems.pop(disk, None)
                 if storage.shared and not self._usage.known:
@@ -178,6 +185,12 @@ class Disks:
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
                 raise
+
+    def _cannot_see(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
+        """It is as it was last seen, as far as anyone knows, unless it is to be something else by now."""
+        told = self._board.get(f"disk/{desired.id}")
+        if told is None or told.generation != desired.generation or not told.settled:
+            self._wait(desired, str(error))
 
     def _wait(self, desired: DesiredDisk, reason: str) -> None:
         """For what the manager will tell this node."""
@@ -220,7 +233,8 @@ class Disks:
                 return
             match action:
                 case CreateDisk():
-                    await stack.enter_async_context(self._slots.hold())
+                    slots = self._shared_slots if storage.shared else self._slots
+                    await stack.enter_async_context(slots.hold())
                     making = storage.create(disk, action.size_mib, source, action.incarnation)
                     await within("disk", f"making disk {disk}", making)
                     self._limited.pop(disk, None)

@@ -19,6 +19,7 @@ from scloud.drivers.hypervisor.protocol import DiskSource, DomainFacts, DomainSp
 from scloud.drivers.storage.place import FilePlace
 from scloud.model.desired import DesiredPort, DesiredVm
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import Observed
 from scloud.reconcile import vm as plans
 from scloud.reconcile.vm import DiskView, DomainView, Plan, Situation, Step, vm_plan
 
@@ -101,7 +102,11 @@ class Vms:
                 self._uncertain.discard(vm)
             facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
             self._saw(desired, facts)
-            at = await self._situation(desired, facts)
+            try:
+                at = await self._situation(desired, facts)
+            except (CloudError, OSError) as trouble:
+                self._cannot_see(desired, facts, trouble)
+                raise
             plan = vm_plan(at)
             if self._journal.desired.get(key) is not desired:
                 continue
@@ -155,7 +160,8 @@ class Vms:
             )
         disks = {}
         if desired.power == "on":
-            disks = {disk.id: await self._disk_view(desired, disk.id) for disk in desired.disks}
+            running = facts is not None and facts.running
+            disks = {disk.id: await self._disk_view(desired, disk.id, running) for disk in desired.disks}
         return Situation(
             desired=desired,
             domain=domain,
@@ -167,11 +173,30 @@ class Vms:
             log=f"`scloud vm log {desired.name}`",
         )
 
-    async def _disk_view(self, desired: DesiredVm, disk: str) -> DiskView:
+    async def _disk_view(self, desired: DesiredVm, disk: str, running: bool = False) -> DiskView:
+        """What cannot be looked at now keeps a VM from starting; one that runs goes on, and so does work on it."""
         other = self._usage.disk_open_by(disk)
         if other not in (None, desired.id):
             return DiskView("missing", reason=f"{other} still has it")
-        return await self._disks.view(disk)
+        try:
+            return await self._disks.view(disk)
+        except (CloudError, OSError) as error:
+            if not running:
+                raise
+            return DiskView("missing", reason=str(error))
+
+    def _cannot_see(self, desired: DesiredVm, facts: DomainFacts | None, error: CloudError | OSError) -> None:
+        """It is to start, and what it needs cannot be looked at: it is tried again until it can."""
+        if desired.power == "on" and (facts is None or not facts.running):
+            self._board.put(
+                Observed(
+                    key=f"vm/{desired.id}",
+                    generation=desired.generation,
+                    state="working",
+                    settled=False,
+                    reason=f"waiting for its disks: {error}",
+                )
+            )
 
     def _report_failure(self, desired: DesiredVm, plan: Plan, error: CloudError | OSError) -> None:
         final = self.workers.failures(f"vm/{desired.id}") + 1 >= FAILED_AFTER

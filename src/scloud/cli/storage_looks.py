@@ -13,7 +13,12 @@ def _osds_up(cluster: Resource) -> str:
 
 
 def worst(resource: Resource) -> str:
-    """The level of the worst condition, `ok` if there is none."""
+    """The level of the worst condition, `ok` if there is none and it is in use."""
+    state = at(resource, "status.state")
+    if state in ("error", "unknown"):
+        return "error"
+    if state == "creating":
+        return "-"
     levels = {item["level"] for item in at(resource, "status.conditions") or ()}
     return next((level for level in ("error", "warning") if level in levels), "ok")
 

@@ -77,8 +77,10 @@ def _after_child(tx: Tx, child: Resource, vm_id: str | None) -> None:
 
 
 def finish_disk_deletion(tx: Tx, disk: Resource) -> None:
-    """Its bytes are gone, and those of its snapshots with them."""
+    """Its bytes are gone, and those of its snapshots with them, as far as the node that served it last can tell."""
     spec = disk.spec_as(DiskSpec)
+    if spec.pool is not None and _ask_former(tx, disk):
+        return
     serving.promise(tx, spec, disk.node, -spec.size_mib)
     for snapshot in children(tx, Kind.SNAPSHOT, disk.id, gone=True):
         complete_deletion(tx, snapshot)
@@ -86,6 +88,20 @@ def finish_disk_deletion(tx: Tx, disk: Resource) -> None:
     complete_deletion(tx, disk)
     remove(tx, disk)
     _after_child(tx, disk, spec.vm)
+
+
+def _ask_former(tx: Tx, disk: Resource) -> bool:
+    """Whether another node that was told of the disk has still to confirm its end; for its owner it is gone."""
+    status = disk.status_as(DiskStatus)
+    left = [row for id in status.former if (row := find(tx, id)) is not None]
+    if not left:
+        return False
+    node = left[0]
+    update = {"node": node.name, "held": False, "former": tuple(row.id for row in left[1:])}
+    row = save(tx, disk, node=node.id, status=status.model_copy(update=update))
+    if node.state != State.READY:
+        bury(tx, row, f"deleted; node {node.name} will confirm it when it is back")
+    return True
 
 
 def finish_nic_removal(tx: Tx, nic: Resource) -> None:
@@ -234,7 +250,9 @@ def lost_with_node(tx: Tx, row: Resource) -> None:
         spec = row.spec_as(DiskSpec)
         if spec.pool is not None:
             lost = row.node
-            status_shared = row.status_as(DiskStatus).model_copy(update={"held": False, "node": None})
+            old = row.status_as(DiskStatus)
+            former = tuple(id for id in old.former if id != lost)
+            status_shared = old.model_copy(update={"held": False, "node": None, "former": former})
             row = save(tx, row, node=None, status=status_shared)
             if not spec.system or row.gone or row.state == State.DELETING:
                 serving.serve(tx, row, without=lost)

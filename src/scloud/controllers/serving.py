@@ -29,7 +29,8 @@ def reaching(tx: Tx, pool: str) -> frozenset[str]:
     cluster = find(tx, row.spec_as(PoolSpec).cluster) if row is not None and row.kind == Kind.POOL else None
     if cluster is None or cluster.kind != Kind.STORAGE_CLUSTER:
         return frozenset()
-    return frozenset(cluster.spec_as(StorageClusterSpec).nodes)
+    spec = cluster.spec_as(StorageClusterSpec)
+    return frozenset(spec.nodes) - frozenset(spec.leaving)
 
 
 def choose(tx: Tx, pool: str, without: str | None = None) -> Resource | None:
@@ -86,7 +87,9 @@ def serve(tx: Tx, disk: Resource, without: str | None = None) -> Resource:
         operations.enqueue(tx, disk.key, delay=RETRY_S)
         if disk.node is None and status.reason == NOWHERE:
             return disk
-        return save(tx, disk, node=None, status=status.model_copy(update={"reason": NOWHERE, "node": None}))
+        former = tuple(dict.fromkeys([*status.former, *([disk.node] if disk.node else [])]))
+        update = {"reason": NOWHERE, "node": None, "former": former}
+        return save(tx, disk, node=None, status=status.model_copy(update=update))
     if node.id == disk.node:
         return disk
     return _tell(tx, disk, status, node, held=False)
@@ -108,7 +111,14 @@ def to_vm(tx: Tx, disk: Resource, vm: Resource) -> Resource:
 
 
 def _tell(tx: Tx, disk: Resource, status: DiskStatus, node: Resource, *, held: bool) -> Resource:
-    update = {"node": node.name, "held": held, "told": True, "imported": None if held else status.imported}
+    former = tuple(dict.fromkeys([*status.former, *([disk.node] if disk.node else [])]))
+    update: dict[str, object] = {
+        "node": node.name,
+        "held": held,
+        "told": True,
+        "imported": None if held else status.imported,
+        "former": tuple(id for id in former if id != node.id),
+    }
     if status.reason == NOWHERE:
         update["reason"] = ""
     if status.state == State.PENDING:

@@ -61,6 +61,9 @@ class DiskStatus(Status):
     """Of a shared pool: some node was told to make it, so there may be bytes."""
     held: bool = False
     """Of a shared pool: a VM on its node may have it open, so no other node may be told of it."""
+    former: tuple[str, ...] = ()
+    """Of a shared pool: nodes that were told of it before. One that was cut off may have made it anew meanwhile, so
+    each of them confirms the disk's end."""
     importing: bool = False
     """Bytes are being streamed into it, or that broke off: it cannot be attached until an import has ended."""
     imported: str | None = None

@@ -222,8 +222,17 @@ def test_a_cluster_that_is_away_harms_no_vm_on_it_nor_any_other() -> None:
             await node.boss.want(*one_vm(2))
             await node.settled(f"vm/{vm_id(2)}", "running")
             await asyncio.sleep(300)
-            assert node.host.domains[VM].running
+            assert node.host.domains[VM].running and node.boss.settled(f"disk/{DATA}", "ready")
+            await node.boss.change(KEY, cpus=2)
+            await node.settled(KEY, "running")
+            assert node.boss.heard[KEY].cpus == 2, "a running VM is worked on without its disk being looked at"
+            await node.boss.change(KEY, power="off")
+            await node.settled(KEY, "stopped")
+            await node.boss.change(KEY, power="on", starts=2)
+            await node.until(lambda: "does not answer" in node.boss.heard[KEY].reason)
+            assert node.boss.heard[KEY].state == "working"
             node.pools[POOL].failing.clear()
+            await node.settled(KEY, "running")
             await node.boss.change(f"disk/{DATA}", size_mib=2048)
             await node.settled(f"disk/{DATA}", "ready")
             assert node.host.domains[VM].sizes_mib[DATA] == 2048

@@ -314,6 +314,23 @@ async def test_a_cluster_that_is_silent_hurts_only_itself(cloud: Cloud) -> None:
     await shown(cloud, lambda status: status["accepts_new"], "/pools/p")
 
 
+async def test_a_node_that_does_not_answer_is_passed_over(cloud: Cloud) -> None:
+    ceph, nodes, _ = await deployed(cloud)
+
+    def deaf(params: dict[str, Any]) -> Any:
+        raise CloudError(ErrorKind.UNAVAILABLE, "this node reaches no monitor")
+
+    for node in nodes[:2]:
+        working, node.answers["ceph_command"] = node.answers["ceph_command"], deaf
+        looks = ceph.looks
+        await cloud.eventually(_is(lambda looks=looks: ceph.looks > looks + 3))
+        node.answers["ceph_command"] = working
+    status = (await cloud.admin.get("/storage-clusters/c1"))["status"]
+    assert status["state"] == "ready"
+    told = await cloud.admin.list("/events", resource="c1", all_accounts=True)
+    assert not any(event["level"] == "error" for event in told)
+
+
 async def test_a_refused_command_is_told_and_tried_again(cloud: Cloud) -> None:
     ceph, _, _ = await deployed(cloud)
     ceph.refuse["osd pool create"] = CloudError(ErrorKind.ENGINE, "pg_num 64 is too large")
@@ -451,4 +468,7 @@ async def test_a_wrong_key_or_silent_monitors_fail_the_adoption(cloud: Cloud) ->
         status = (await cloud.admin.get(f"/storage-clusters/{name}"))["status"]
         assert status["state"] == "error" and said in status["reason"]
         assert ceph.commands == [] and ceph.auth == {}
+        body = {"name": "p", "spec": {"cluster": name}}
+        problem = await cloud.admin.fail("POST", "/pools", body, status=409, code="conflict")
+        assert said in problem["detail"]
         await cloud.admin.end("DELETE", f"/storage-clusters/{name}")

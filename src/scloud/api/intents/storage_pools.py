@@ -14,7 +14,14 @@ from scloud.controllers.storage import rows
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.statuses import Status
-from scloud.model.storage import DiskTypeSpec, PoolSpec, PoolStatus, StorageClusterSpec, copies_of
+from scloud.model.storage import (
+    DiskTypeSpec,
+    PoolSpec,
+    PoolStatus,
+    StorageClusterSpec,
+    StorageClusterStatus,
+    copies_of,
+)
 from scloud.reconcile.ceph.layout import misplaced, spots
 from scloud.reconcile.ceph.redundancy import domains, objections, width
 from scloud.store import operations
@@ -38,7 +45,7 @@ def create_pool(tx: Tx, name: str, ask: PoolAsk) -> dict[str, Any]:
     found = resolve(tx, "spec.cluster", Kind.STORAGE_CLUSTER, ask.cluster, SYSTEM)
     cluster, _ = cluster_of(tx, found.id)
     if cluster.observed_generation == 0:
-        reason = cluster.status_as(Status).reason
+        reason = cluster.status_as(StorageClusterStatus).reason
         raise CloudError(ErrorKind.CONFLICT, f"cluster '{cluster.name}' is {cluster.state}, not ready yet: {reason}")
     spec = PoolSpec(
         cluster=cluster.id, redundancy=ask.redundancy, fault_domain=ask.fault_domain, media=ask.media, rados_name=""

@@ -123,11 +123,14 @@ def _status(
 
 
 def _osds(found: Load, seen: tuple[OsdSeen, ...]) -> tuple[OsdStatus, ...]:
+    """While there is no manager to tell how full they are, they are as full as they were."""
     devices = {device.uuid: device for device in found.spec.devices}
+    before = {osd.uuid: osd for osd in found.status.osds}
     result = []
     for osd in sorted(seen, key=lambda item: item.number):
         device = devices.get(osd.uuid)
         site = found.sites.get(device.node) if device else None
+        old = before.get(osd.uuid) if not osd.total_kib else None
         result.append(
             OsdStatus(
                 osd=osd.number,
@@ -137,10 +140,10 @@ def _osds(found: Load, seen: tuple[OsdSeen, ...]) -> tuple[OsdStatus, ...]:
                 media=osd.media,
                 up=osd.up,
                 taken_in=osd.taken_in,
-                used_mib=osd.used_kib >> 10,
-                total_mib=osd.total_kib >> 10,
+                used_mib=old.used_mib if old else osd.used_kib >> 10,
+                total_mib=old.total_mib if old else osd.total_kib >> 10,
                 commit_ms=osd.commit_ms,
-                pgs=osd.pgs,
+                pgs=old.pgs if old else osd.pgs,
                 place=dict(osd.place),
             )
         )

@@ -142,10 +142,10 @@ class Keeper:
         if found.leaving:
             return await self._leave(found)
         try:
-            seen = await look(self._line, found, self._known(found))
+            seen = await self._look(found)
         except CloudError as error:
             failure = error
-            connected = any(node in self._line.sessions for node in found.spec.nodes)
+            connected = self._line.connected(found) > 0
             await self._store.write(lambda tx: not_answering(tx, self._id, self._reports, failure, connected))
             self._slow = None
             return AWAY_S if found.status.state != State.CREATING else SOON_S
@@ -168,6 +168,16 @@ class Keeper:
         if found.status.state == State.CREATING or any(device.out for device in found.spec.devices):
             return SOON_S if found.status.state == State.CREATING else MOVING_S
         return MOVING_S if self._track is not None or not seen.view.settled else CALM_S
+
+    async def _look(self, found: Load) -> Look:
+        """Through another node if the first one does not bring an answer: that may be the node's trouble alone."""
+        known = self._known(found)
+        try:
+            return await look(self._line, found, known)
+        except CloudError as error:
+            if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT) or self._line.connected(found) < 2:
+                raise
+        return await look(self._line, found, known)
 
     def _known(self, found: Load) -> Slow | None:
         """What was asked lately, unless something else is wanted since."""
@@ -210,7 +220,7 @@ class Keeper:
         return frozenset(scrubbed)
 
     async def _leave(self, found: Load) -> float | None:
-        if not found.deployed:
+        if not found.deployed and any(name.startswith("granted/") for name in found.secrets):
             await self._take_back_keys(found)
         if await self._store.write(lambda tx: leaving.finish(tx, self._id, self._reports)):
             return None

@@ -22,6 +22,10 @@ class Line:
         self.sessions = sessions
         self._last: str | None = None
 
+    def connected(self, load: Load) -> int:
+        """How many nodes could be asked."""
+        return sum(1 for node in load.spec.nodes if node in self.sessions and node not in load.spec.leaving)
+
     def _session(self, load: Load) -> Session:
         connected = [
             session

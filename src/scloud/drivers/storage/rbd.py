@@ -60,7 +60,7 @@ class RbdStorage:
         self._images = Images(cluster.access.node, pool.name, pool.data)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._sweeping: asyncio.Task[None] | None = None
-        cluster.join(pool.name)
+        cluster.join(pool.name, pool.data)
 
     async def _run(
         self,
@@ -249,8 +249,8 @@ class RbdStorage:
     # --- who is writing
 
     async def fence(self, node: str) -> None:
-        pools = sorted(self._cluster.pools)
-        await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, node), long=True)
+        pools, data = sorted(self._cluster.pools), sorted(self._cluster.data_pools)
+        await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, data, node), long=True)
 
     async def is_fenced(self, node: str) -> bool:
         return await self._cluster.run(

@@ -121,6 +121,7 @@ class Cluster:
     def __init__(self, access: ClusterAccess) -> None:
         self.access = access
         self.pools: set[str] = set()
+        self.data_pools: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, f"rbd-{access.cluster}")
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, f"rbd-long-{access.cluster}")
         self._connecting = threading.Lock()
@@ -128,8 +129,10 @@ class Cluster:
         self._users = 0
         self.closed = False
 
-    def join(self, pool: str) -> None:
+    def join(self, pool: str, data: str | None) -> None:
         self.pools.add(pool)
+        if data is not None:
+            self.data_pools.add(data)
         self._users += 1
 
     async def leave(self) -> bool:

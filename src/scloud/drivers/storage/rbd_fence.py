@@ -21,11 +21,15 @@ from scloud.model.errors import CloudError, ErrorKind
 FOR_GOOD_S = 10 * 365 * 86400.0
 """An entry of the blocklist has to have an end; a session that was cut off never lives so long."""
 _PASSES = 10
-_PROBES = 4096
+_PROBES = 40
+"""Names guessed for each placement group, at most: to miss one by chance is out of the question."""
 
 
-def fence(session: Session, pools: list[str], node: str) -> None:
-    """Returns when no OSD takes anything from the node's sessions any more. `CloudError` if that is not certain."""
+def fence(session: Session, pools: list[str], data_pools: list[str], node: str) -> None:
+    """Returns when no OSD takes anything from the node's sessions any more. `CloudError` if that is not certain.
+
+    Erasure-coded pools have their data in others, where there are no images.
+    """
     contexts = {pool: session.rados.open_ioctx(pool) for pool in pools}
     cut: set[str] = set()
     for context in contexts.values():
@@ -42,8 +46,9 @@ def fence(session: Session, pools: list[str], node: str) -> None:
     else:
         raise CloudError(ErrorKind.ENGINE, f"fence {node}: it opens new sessions as fast as they are cut off")
     session.rados.wait_for_latest_osdmap()
-    for pool, context in contexts.items():
-        _reach_every_primary(session, pool, context)
+    for pool in (*pools, *data_pools):
+        _reach_every_primary(session, pool)
+    for context in contexts.values():
         for disk in _disks_of(context, node):
             _break_locks(context, disk)
 
@@ -102,18 +107,28 @@ def _break_locks(context: Any, name: str) -> None:
                 image.break_lock(client, cookie)
 
 
-def _reach_every_primary(session: Session, pool: str, context: Any) -> None:
-    """An OSD answers a request only once it has the map that the asker has: from then on it knows the blocklist."""
-    missing = {int(osd["osd"]) for osd in _command(session, {"prefix": "osd dump"})["osds"] if osd["up"]}
-    for probe in range(_PROBES):
-        if not missing:
+def _reach_every_primary(session: Session, pool: str) -> None:
+    """An OSD answers a request only once it has the map that the asker has: from then on it knows the blocklist.
+
+    So something is asked of the first OSD of each of the pool's placement groups; names that lead to them are guessed.
+    """
+    context = session.rados.open_ioctx(pool)
+    groups = next(
+        one["pg_num"] for one in _command(session, {"prefix": "osd dump"})["pools"] if one["pool_name"] == pool
+    )
+    seen: set[str] = set()
+    asked: set[int] = set()
+    for probe in range(_PROBES * groups):
+        if len(seen) == groups:
             return
         name = f"scloud.probe.{probe}"
-        osd = _command(session, {"prefix": "osd map", "pool": pool, "object": name})["acting_primary"]
-        if osd in missing:
+        place = _command(session, {"prefix": "osd map", "pool": pool, "object": name})
+        seen.add(place["pgid"])
+        primary = int(place["acting_primary"])
+        if primary >= 0 and primary not in asked:  # a group without any takes nothing from anybody
+            asked.add(primary)
             with suppress(rados.ObjectNotFound):
                 context.stat(name)
-            missing.discard(osd)
 
 
 def _blocklist(session: Session, what: str, address: str, expire_s: float | None = None) -> None:

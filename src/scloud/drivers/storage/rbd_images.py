@@ -157,9 +157,10 @@ class Images:
                     if image.size() != size_mib * MIB:
                         image.resize(size_mib * MIB)
                     image.metadata_set(names.OWNER, f"disk/{disk}")
+                    identity = image.id()
                 if stop():
                     return
-                self._publish(context, name, names.disk_image(disk, incarnation))
+                self._publish(context, name, identity, names.disk_image(disk, incarnation))
         self._known[disk] = incarnation
         self.changed(disk)
         for old in versions:
@@ -237,7 +238,8 @@ class Images:
                     base.metadata_set(names.OWNER, f"image/{image}")
                     base.create_snap(names.BASE_SNAPSHOT)
                     base.protect_snap(names.BASE_SNAPSHOT)
-                self._publish(context, name, names.base_image(image))
+                    identity = base.id()
+                self._publish(context, name, identity, names.base_image(image))
         finally:
             os.close(source)
         if not self.has_base(context, image):
@@ -256,11 +258,15 @@ class Images:
                 self._unfinished.discard(name)
                 self._remove(context, name)
 
-    def _publish(self, context: Any, name: str, final: str) -> None:
-        """Unless another one was first: what it made has the same bytes."""
+    def _publish(self, context: Any, name: str, identity: str, final: str) -> None:
+        """Unless another one was first: what it made has the same bytes.
+
+        librbd says of a rename that lost a race that it went well; whose the name is, is written in an object.
+        """
         with suppress(rbd.ImageExists):
             rbd.RBD().rename(context, name, final)
-            self._unfinished.discard(name)
+            if bytes(context.read(f"rbd_id.{final}"))[4:] == identity.encode():
+                self._unfinished.discard(name)
 
     # --- removing
 

@@ -133,7 +133,7 @@ _WORDS: dict[str, tuple[str, str, str]] = {
         "`ceph config set mon auth_allow_insecure_global_id_reclaim false`",
     ),
 }
-_SILENT = frozenset({"POOL_NO_REDUNDANCY"})
+_SILENT = frozenset({"POOL_NO_REDUNDANCY", "TOO_FEW_OSDS"})
 """What we say ourselves, better."""
 
 

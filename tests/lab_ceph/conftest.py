@@ -1,0 +1,43 @@
+"""A lab of three nodes with a storage cluster for all tests of this folder, gone after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.cloud import Lab
+from lab.conftest import _folder
+from lab_ceph.storage import Storage
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="package")
+def lab() -> Iterator[Lab]:
+    with _folder() as folder:
+        folder.chmod(0o711)
+        made = Lab(folder)
+        try:
+            made.up(3, "--ceph")
+            with made.own_client() as made.client:
+                yield made
+        finally:
+            for guest in made.guests:
+                guest.forget()
+            made.scloud("lab", "down", "--purge", timeout=300.0)
+
+
+@pytest.fixture
+def storage(lab: Lab) -> Iterator[Storage]:
+    """The lab's cluster, healthy before and after."""
+    found = Storage(lab)
+    found.healthy()
+    yield found
+    found.healthy()

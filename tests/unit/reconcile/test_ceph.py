@@ -1,0 +1,195 @@
+"""Storage clusters' pure parts: real answers of Ceph 16.2.15, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scloud.model.storage import OsdStatus, PoolSpec, StorageClusterSpec, StorageClusterStatus
+from scloud.reconcile.ceph import auth, devices, tuning
+from scloud.reconcile.ceph.auth import Entity
+from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished
+from scloud.reconcile.ceph.conf import read_adopted
+from scloud.reconcile.ceph.figures import fullness, pool_capacity, raw_factor
+from scloud.reconcile.ceph.layout import Site, Spot
+from scloud.reconcile.ceph.removal import refusal
+from scloud.reconcile.ceph.view import Check, OsdSeen, PoolSeen, View, damaged_objects, read, read_slow
+
+ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "ceph_answers.json").read_text())
+FSID = "941620dc-12d4-4ca1-895e-b8740192dcf8"
+KEY = "AQBSdFhnAAAAABAAQ1ihzvQ8gmv7PCPDBNPIBA=="
+
+
+def test_real_answers_are_read() -> None:
+    view = read(ANSWERS)
+    assert (view.quorum, view.monitors, view.leader, view.manager) == (("a",), ("a",), "a", True)
+    assert [osd.number for osd in view.osds] == [0, 1, 2, 3, 4, 5] and all(osd.up and osd.taken_in for osd in view.osds)
+    first = view.osds[0]
+    assert first.place == {"datacenter": "dc1", "rack": "rack1", "host": "host1"} and first.media == "hdd"
+    assert (first.total_kib, first.used_kib, first.pgs, first.commit_ms) == (4194304, 35268, 11, 3.0)
+    assert view.osd(first.uuid) is first and view.osd("none") is None
+    assert view.hosts["host2"] == {"datacenter": "dc2", "rack": "rack2"} and view.empty_buckets == ()
+    assert view.noout == {"host1"} and view.pg_states == {"active+clean": 33} and view.settled and not view.forming
+    replicated, coded = view.pools["scloud.p1"], view.pools["scloud.e.data"]
+    assert (replicated.owner, replicated.applications, replicated.stored) == ("pol-123", ("rbd",), 20_000_000)
+    assert coded.erasure_coded and coded.overwrites and coded.autoscale == "off" and coded.rule == 2
+    assert view.profiles == {"default", "scloud.e"}
+    slow = read_slow(ANSWERS)
+    assert slow.version == "16.2.15" and slow.rules["scloud-host-hdd"] == 1
+    assert slow.config == {("osd", "osd_max_backfills"): "1"}
+    wanted = Entity("client.scloud-n1", "KEY", auth.client_caps(["scloud.p1", "scloud.e.data"]))
+    assert slow.auth["client.scloud-n1"][1]["mon"] == "profile rbd"
+    (step,) = auth.plan([wanted], ["mgr.gone"], slow.auth)  # it has no mgr capability yet
+    assert "caps mgr = " in step.data and "KEY" not in repr(step)
+    (condition,) = from_checks(view.checks)
+    assert (condition.name, condition.level) == ("maintenance", "info") and "host1" in condition.message
+
+
+def test_what_has_new_nodes_or_less_than_all_is_settled_only_when_clean() -> None:
+    assert not View(pg_states={"active+clean": 3, "active+remapped+backfilling": 1}).settled
+    assert View(pg_states={"active+clean": 3, "active+clean+scrubbing+deep": 1}).settled
+    assert View(pg_states={"creating+peering": 1}).forming
+
+
+def test_damaged_objects_are_found_in_the_log() -> None:
+    log = [
+        {"message": "3.1 shard 2 soid 3:8a7c9e11:::rbd_data.ab.0001:head : candidate had a read error"},
+        {"message": "3.1 shard 2 soid 3:8a7c9e11:::rbd_data.ab.0001:head : data_digest 0x1 != 0x2"},
+        {"message": "3.2 shard 2 soid 3:8a7c9e11:::rbd_data.cd.0001:head : candidate had a read error"},
+        {"message": "3.1 deep-scrub 0 missing, 1 inconsistent objects"},
+    ]
+    assert damaged_objects(log, ("3.1",)) == {"3.1": ("rbd_data.ab.0001",)}
+
+
+def test_conditions_have_a_time_and_are_told_of_once() -> None:
+    checks = [
+        Check("OSD_DOWN", False, "1 osds down", ("osd.3 (root=default,host=n2) is down",)),
+        Check("X_Y", True, "odd"),
+    ]
+    fresh = from_checks(
+        [*checks, Check("POOL_NO_REDUNDANCY", False, "said otherwise"), Check("Z", True, "", muted=True)]
+    )
+    assert [(item.name, item.level) for item in fresh] == [("x-y", "error"), ("osd-down", "warning")]
+    assert "osd.3" in fresh[1].message and "device replace" in fresh[1].message
+    first = dated(10.0, fresh, ())
+    again = dated(20.0, fresh, first)
+    assert [item.since for item in again] == [10.0, 10.0]
+    assert appeared(again, first) == [] and len(appeared(first, ())) == 2
+    assert [item.name for item in vanished((), first)] == ["x-y", "osd-down"]
+
+
+@pytest.mark.parametrize(
+    ("conf", "keyring", "field", "said"),
+    [
+        ("", "", "conf", "fsid"),
+        (f"[global]\nfsid = {FSID}", "", "conf", "mon_host"),
+        (f"[global]\nfsid = {FSID}\nmon host = a", "", "keyring", "must have a client"),
+        (f"[global]\nfsid = {FSID}\nmon host = a", "[client.admin]\nkey = x", "keyring", "no valid key"),
+    ],
+)
+def test_what_is_missing_for_an_adoption_is_named(conf: str, keyring: str, field: str, said: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        read_adopted(conf, keyring)
+    assert raised.value.args[0] == field and said in raised.value.args[1]
+
+
+def test_conf_and_keyring_are_read_as_ceph_reads_them() -> None:
+    conf = (
+        f"; made by hand\n[global]\n\tFSID={FSID.upper()}\n mon_host = [v2:10.0.0.1:3300] # one\n[osd]\nmon host = x\n"
+    )
+    found = read_adopted(conf, f"[client.bob]\nkey={KEY}\n[client.admin]\n\tkey = {KEY}\n")
+    assert (found.fsid, found.mon_host, found.user, found.key) == (FSID, "[v2:10.0.0.1:3300]", "admin", KEY)
+    assert read_adopted(conf, f"[client.bob]\nkey={KEY}\n").user == "bob"
+
+
+def test_hosts_follow_their_labels_and_what_is_empty_goes() -> None:
+    site = Site("id1", "n1", "10.0.0.1", {"rack": "r2", "datacenter": "d1"})
+    view = View(
+        hosts={"n1": {"rack": "r1"}, "n9": {"rack": "r1"}}, empty_buckets=("n9",), buckets=frozenset({"n1", "n9", "r1"})
+    )
+    said = [f"{step.args['prefix']} {step.args['name']} {step.args.get('args', '')}".strip() for step in
+            devices.plan_tree({"id1": site}, view)]  # fmt: skip
+    assert said == [
+        "osd crush add-bucket d1",
+        "osd crush add-bucket r2",
+        "osd crush move r2 ['root=default', 'datacenter=d1']",
+        "osd crush move n1 ['root=default', 'datacenter=d1', 'rack=r2']",
+        "osd crush rm n9",
+    ]
+
+
+def test_monitors_leave_one_by_one_and_only_when_their_successors_are_there() -> None:
+    before = View(monitors=("a", "b", "c"), quorum=("a", "b", "c"))
+    assert devices.plan_monitors(["a", "b", "d"], before) == []
+    (step,) = devices.plan_monitors(["a", "d"], View(monitors=("a", "b", "c", "d"), quorum=("a", "c", "d")))
+    assert step.args["name"] == "b"
+
+
+def test_only_what_is_away_is_flagged() -> None:
+    view = View(hosts={"n1": {}, "n2": {}}, noout=frozenset({"n2", "theirs"}))
+    steps = tuning.plan_noout({"n1": True, "n2": False, "n3": True}, view)
+    assert [(step.args["prefix"], step.args["who"]) for step in steps] == [
+        ("osd set-group", ["n1"]),
+        ("osd unset-group", ["n2"]),
+    ]
+
+
+def osd(number: int, used: int) -> OsdStatus:
+    return OsdStatus(osd=number, uuid=f"u{number}", node="n", media="ssd", up=True, used_mib=used, total_mib=100)
+
+
+def test_removing_is_refused_for_want_of_domains_or_room_and_only_then() -> None:
+    pool = ("p", PoolSpec(cluster="c", redundancy="replica:2"))
+    spots = [Spot({"host": f"n{number}"}, "ssd") for number in range(3)]
+    status = StorageClusterStatus(state="ready", osds=tuple(osd(number, 50) for number in range(3)))  # type: ignore[arg-type]
+    assert refusal("c", [pool], spots, spots[:2], status, {"u2"}) is None
+    refused = refusal("c", [pool], spots, spots[:1], status, {"u1", "u2"})
+    assert refused is not None and refused.kind == "conflict" and "'p' would lose redundancy" in refused.message
+    full = StorageClusterStatus(state="ready", osds=tuple(osd(number, 60) for number in range(3)))  # type: ignore[arg-type]
+    refused = refusal("c", [pool], spots, spots[:2], full, {"u2"})
+    assert refused is not None and refused.kind == "no_capacity"
+    # What is short of domains already loses nothing more by it.
+    short = [Spot({"host": "n0"}, "ssd")] * 2
+    assert refusal("c", [pool], short, short[:1], status, {"u2"}) is None
+
+
+@pytest.mark.parametrize(
+    ("used", "accepted", "accepts", "names"),
+    [
+        (0.5, True, True, []),
+        (0.81, True, True, ["filling-up"]),
+        (0.86, True, False, ["near-full"]),
+        (0.83, False, False, ["near-full"]),
+        (0.83, True, True, ["filling-up"]),
+        (0.79, False, True, []),
+    ],
+)
+def test_a_pool_is_as_full_as_its_fullest_device(used: float, accepted: bool, accepts: bool, names: list[str]) -> None:
+    osds = tuple(
+        OsdSeen(number, str(number), True, True, media="ssd", total_kib=1000, used_kib=int(1000 * part))
+        for number, part in enumerate((0.1, used))
+    )
+    other = OsdSeen(9, "9", True, True, media="hdd", total_kib=1000, used_kib=999)
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, stored=5)
+    spec = PoolSpec(cluster="c", media="ssd")  # type: ignore[arg-type]
+    got, conditions = fullness(spec, View(osds=(*osds, other)), seen, 0.8, accepted)
+    assert (got, [item.name for item in conditions]) == (accepts, names)
+
+
+def test_capacity_is_as_users_see_it() -> None:
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, stored=3 << 20, available=7 << 20)
+    capacity = pool_capacity(seen, 20, [])
+    assert (capacity.total_mib, capacity.used_mib, capacity.available_mib, capacity.provisioned_mib) == (10, 3, 7, 20)
+    assert (raw_factor("replica:3"), raw_factor("ec:4+2")) == (3.0, 1.5)
+
+
+def test_what_recovers_gives_way_as_asked() -> None:
+    slow, fast = (
+        tuning.settings(StorageClusterSpec(recovery_profile=profile))  # type: ignore[arg-type]
+        for profile in ("client", "recovery")
+    )
+    assert int(slow["osd", "osd_max_backfills"]) < int(fast["osd", "osd_max_backfills"])
+    assert float(slow["osd", "osd_recovery_sleep_ssd"]) > float(fast["osd", "osd_recovery_sleep_ssd"])
