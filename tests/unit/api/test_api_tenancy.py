@@ -8,17 +8,24 @@ from typing import Any
 from scloud.api.app import PREFIX
 from scloud.store.tokens import digest
 from support.cloud import Api, Cloud
+from support.pools import make_pool
 
 KEY = "ssh-ed25519 " + "A" * 68
-ADMIN = ("accounts", "clusters", "nodes")
+ADMIN = ("accounts", "clusters", "nodes", "storage-clusters", "pools")
+SHARED = ("disk-types",)
+"""An administrator's to make, everybody's to see."""
 BODIES: dict[str, Any] = {
     "PATCH": {"name": "other"},
     "POST /vms/{ref}/actions/resize": {"cpus": 2},
     "POST /disks/{ref}/actions/attach": {"vm": "own"},
     "POST /disks/{ref}/actions/resize": {"size_mib": 1000},
+    "POST /disks/{ref}/actions/limit": {"iops": 100},
+    "POST /disks/{ref}/actions/schedule": {"schedule": {"every_s": 3600, "keep": 3}},
+    "POST /disks/{ref}/actions/rollback": {"snapshot": "own"},
     "POST /nics/{ref}/actions/attach": {"vm": "own"},
     "POST /security-groups/{ref}/rules": {"direction": "inbound", "cidr": "0.0.0.0/0"},
     "PUT /images/{ref}/data": b"bytes",
+    "PUT /disks/{ref}/data": b"bytes",
 }
 
 
@@ -31,13 +38,20 @@ async def of_every_kind(cloud: Cloud, api: Api, name: str) -> dict[str, dict[str
         "security-groups": await api.create("security-groups", name),
         "placement-groups": await api.create("placement-groups", name),
         "keypairs": await api.create("keypairs", name, public_key=KEY),
-        "disks": await api.create("disks", name, size_mib=10),
+        "disks": await api.create("disks", name, size_mib=10, type="standard"),
+        "snapshots": await api.create("snapshots", name, disk=name),
         "nics": await api.create("nics", name, subnet=name),
         "vms": await api.create("vms", name, image=name),
         "images": await api.get(f"/images/{name}"),
     }
     made["operations"] = (await api.list("/operations"))[0]
     return made
+
+
+async def with_pool(cloud: Cloud) -> None:
+    """A node, and a pool that it reaches: what one of every kind needs."""
+    node = await cloud.node()
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id]))
 
 
 async def routes(cloud: Cloud) -> list[tuple[str, str]]:
@@ -48,14 +62,17 @@ async def routes(cloud: Cloud) -> list[tuple[str, str]]:
     ]
 
 
+QUERIES = {"GET /disks/{ref}/export": {"snapshot": "own"}}
+
+
 async def ask(api: Api, method: str, path: str, filled: str) -> Any:
     body = BODIES.get(f"{method} {path}", BODIES.get(method))
     sent = {"content": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
-    return await api.ask(method, filled, **sent)
+    return await api.ask(method, filled, params=QUERIES.get(f"{method} {path}"), **sent)
 
 
 async def test_anothers_id_is_nothing_on_every_route(cloud: Cloud) -> None:
-    await cloud.node()
+    await with_pool(cloud)
     theirs = await of_every_kind(cloud, cloud.alice, "theirs")
     bob = await cloud.account("bob")
     await of_every_kind(cloud, bob, "own")
@@ -65,7 +82,7 @@ async def test_anothers_id_is_nothing_on_every_route(cloud: Cloud) -> None:
     asked = set()
     for method, path in await routes(cloud):
         collection = path.split("/")[1]
-        if "{ref}" not in path or collection in ADMIN:
+        if "{ref}" not in path or collection in (*ADMIN, *SHARED):
             continue
         for ref in (token,) if collection == "tokens" else (theirs[collection]["id"], theirs[collection].get("name")):
             if ref is None:
@@ -79,7 +96,7 @@ async def test_anothers_id_is_nothing_on_every_route(cloud: Cloud) -> None:
 
 
 async def test_anothers_id_is_nothing_inside_a_request_either(cloud: Cloud) -> None:
-    await cloud.node()
+    await with_pool(cloud)
     theirs = {kind: row["id"] for kind, row in (await of_every_kind(cloud, cloud.alice, "theirs")).items()}
     bob = await cloud.account("bob")
     await of_every_kind(cloud, bob, "own")
@@ -123,7 +140,7 @@ async def test_anothers_id_is_nothing_inside_a_request_either(cloud: Cloud) -> N
 
 
 async def test_lists_show_the_callers_own_and_the_public_images(cloud: Cloud) -> None:
-    await cloud.node()
+    await with_pool(cloud)
     await cloud.image("public")
     await of_every_kind(cloud, cloud.alice, "theirs")
     bob = await cloud.account("bob")
@@ -131,7 +148,7 @@ async def test_lists_show_the_callers_own_and_the_public_images(cloud: Cloud) ->
         if (
             method != "GET"
             or "{" in path
-            or path.split("/")[1] in (*ADMIN, "whoami", "status", "audit", "usage", "tokens")
+            or path.split("/")[1] in (*ADMIN, *SHARED, "whoami", "status", "audit", "usage", "tokens")
         ):
             continue
         names = [row.get("name") for row in await bob.list(path)]
@@ -184,7 +201,7 @@ async def test_every_route_needs_a_token(cloud: Cloud) -> None:
 
 
 async def test_an_administrator_reaches_any_account_by_id(cloud: Cloud) -> None:
-    await cloud.node()
+    await with_pool(cloud)
     theirs = await of_every_kind(cloud, cloud.alice, "theirs")
     for kind, row in theirs.items():
         assert (await cloud.admin.get(f"/{kind}/{row['id']}"))["account"] == cloud.alice.account

@@ -86,6 +86,7 @@ async def _pass_on(channel: Channel, finished: asyncio.Event) -> AsyncIterator[b
 )
 async def import_disk(ref: RefPath, request: Request, context: ContextDep, caller: CallerDep) -> Response:
     """Write a backup over a detached disk; answers when it is done. One of changes continues the import before it."""
+    await context.store.read(lambda tx: fetch(tx, Kind.DISK, ref, caller))  # before a byte is looked at
     upload = _Upload(request)
     header = await upload.header()
 
