@@ -27,6 +27,12 @@ ENGINE_GRACE_S = 5.0
 _VIRTUAL = frozenset({"tun", "veth", "openvswitch", "vxlan"})
 
 
+def runs(layout: Layout, sandbox: Sandbox) -> bool:
+    """Whether anything of the node runs."""
+    belongs = of_node(layout.root, sandbox.name, sandbox.mount_namespace())
+    return any(belongs(process) for process in scan())
+
+
 def shut_guests(layout: Layout, sandbox: Sandbox, grace_s: float = GUEST_GRACE_S) -> tuple[int, int]:
     """Ask all guests to shut down over ACPI and wait; (how many there were, how many had to be left to be killed)."""
     belongs = of_node(layout.root, sandbox.name, sandbox.mount_namespace())

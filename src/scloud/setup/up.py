@@ -11,9 +11,11 @@ from rich.console import Console
 
 from scloud.agent.config import AgentConfig, load_config, save_config
 from scloud.client.http import Client
+from scloud.node.keep import read_units
 from scloud.node.keeping import set_units, start_keeper
 from scloud.node.layout import DEFAULT_ROOT, Layout
 from scloud.node.sandbox import Sandbox
+from scloud.node.stopping import runs, shut_guests, stop_node
 from scloud.setup import defaults, host, manager
 from scloud.setup.enrol import enrol, enrolled, join_token, wait_nodes
 from scloud.setup.learn import learn_qemu
@@ -33,6 +35,7 @@ def up(layout: Layout, console: Console | None = None) -> None:
         step.already(host.check_engines())
     layout.root.mkdir(parents=True, exist_ok=True)
     sandbox = layout.sandbox(host.node_name(layout), isolated=False)
+    finish_down(steps, layout, sandbox)
     with ThreadPoolExecutor(2) as background:
         # Seconds of work for one processor, while the manager starts on another.
         image = background.submit(defaults.micro_image, layout.cache)
@@ -64,6 +67,19 @@ def up(layout: Layout, console: Console | None = None) -> None:
             learning.result()
             make_defaults(steps, client, path)
     farewell(steps, endpoints.url, "./scloud")
+
+
+def finish_down(steps: Steps, layout: Layout, sandbox: Sandbox) -> None:
+    """A `down` that was broken off is first brought to its end.
+
+    Its guests were shut down from outside; a libvirtd that saw it would tell the agent that they did so themselves.
+    """
+    unit = read_units(layout).get(layout.agent_unit(sandbox).name)
+    if unit is None or unit.wanted != "stop" or not runs(layout, sandbox):
+        return
+    with steps.step("What `down` left running"):
+        shut_guests(layout, sandbox)
+        stop_node(layout, sandbox)
 
 
 def _report_bootstrap(steps: Steps) -> None:

@@ -17,8 +17,9 @@ import pytest
 from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import Identity
 from scloud.node import processes
-from scloud.node.keeping import start_keeper
+from scloud.node.keeping import set_units, start_keeper
 from scloud.node.layout import Layout, tag
+from scloud.node.stopping import shut_guests
 from scloud.setup.enrol import wait_nodes
 from scloud.setup.manager import Endpoints, admin_context, free_port, start_manager
 
@@ -185,6 +186,14 @@ def test_a_cloud_on_this_host_starts_stops_and_goes_without_a_trace(cloud: Cloud
     assert hello["status"]["state"] == "running"
     assert cloud.run("vm", "ssh", "hello", "--", "hostname").strip() == "hello"
     assert "clean" in cloud.run("audit")
+
+    # A `down` that was broken off after it had shut the guests down: they were not switched off by their owners.
+    layout = Layout(root=cloud.host)
+    [sandbox] = layout.sandboxes(isolated=False)
+    set_units(layout, layout.agent_unit(sandbox).model_copy(update={"wanted": "stop"}))
+    assert shut_guests(layout, sandbox) == (1, 0)
+    assert "left running" in cloud.run("up")
+    assert json.loads(cloud.run("vm", "show", "hello", "-o", "json"))["status"]["state"] == "running"
 
     # What is killed by hand is removed as well as what was stopped in order.
     inside = processes.namespaces_of(cloud.host, processes.scan())
