@@ -248,6 +248,23 @@ async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: 
     assert "client.scloud-n1" in ceph.auth
 
 
+async def test_the_only_monitor_is_not_stopped_before_its_successor_leads(cloud: Cloud) -> None:
+    ceph, nodes, id = await deployed(cloud, count=2, per_node=1)
+    assert ceph.monitors == {"n1"}
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-remove", {"node": "n1"})
+    assert ceph.monitors == {"n2"} and [command for command in ceph.commands if command.startswith("mon ")] == [
+        "mon remove name=n1"
+    ]
+    spec = (await cloud.admin.get("/storage-clusters/c1"))["spec"]
+    assert spec["monitors"] == [nodes[1].id] and spec["mon_host"] == "[v2:192.0.2.2:7000]"
+    problem = await cloud.admin.fail(
+        "POST", "/storage-clusters/c1/actions/node-remove", {"node": "n2"}, status=409, code="conflict"
+    )
+    assert "the last of cluster" in problem["detail"]
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-add", {"node": "n1"})
+    await shown(cloud, lambda status: status["state"] == "ready")
+
+
 def _is(true: Any) -> Any:
     async def asked() -> bool:
         return bool(true())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from scloud.controllers.storage import rows
 from scloud.controllers.storage.load import Load
 from scloud.controllers.storage.look import Look
+from scloud.controllers.storage.members import lasting_monitors, with_monitors
 from scloud.controllers.storage.render import store_id
 from scloud.model.observed import Observed
 from scloud.model.storage import Device, StorageClusterSpec
@@ -37,7 +38,7 @@ def let_go(reports: Reports, load: Load, node: str) -> bool:
 
 def spec_after(tx: Tx, load: Load, look: Look, reports: Reports, scrubbed: frozenset[str]) -> StorageClusterSpec:
     """The spec with what has come to its end taken out of it."""
-    spec = load.spec
+    spec = _monitors(load, look)
     devices = _devices(tx, load, look, reports)
     busy = {device.node for device in devices} | set(spec.monitors) | set(spec.managers)
     gone = {node for node in spec.leaving if node not in busy and let_go(reports, load, node)}
@@ -54,6 +55,20 @@ def spec_after(tx: Tx, load: Load, look: Look, reports: Reports, scrubbed: froze
             "scrubs": tuple(name for name in spec.scrubs if name not in scrubbed and name in look.view.pools),
         }
     )
+
+
+def _monitors(load: Load, look: Look) -> StorageClusterSpec:
+    """Those that have left the cluster's map can be stopped."""
+    spec = load.spec
+    lasting = lasting_monitors(spec, load.sites) if load.deployed else list(spec.monitors)
+    if len(lasting) == len(spec.monitors) or not set(load.names(tuple(lasting))) <= set(look.view.quorum):
+        return spec
+    left = [
+        node
+        for node in spec.monitors
+        if node in lasting or (node in load.sites and load.sites[node].name in look.view.monitors)
+    ]
+    return with_monitors(spec, left, load.sites)
 
 
 def _unrepaired(group: str, look: Look) -> bool:
@@ -126,7 +141,8 @@ def grant(tx: Tx, load: Load, look: Look) -> bool:
 
 def waits_for(load: Load, view: View, reports: Reports) -> str:
     """What a deployed cluster is not ready for want of, in words; empty if it is."""
-    missing = sorted(set(load.names(load.spec.monitors)) - set(view.quorum))
+    lasting = tuple(lasting_monitors(load.spec, load.sites))
+    missing = sorted(set(load.names(lasting)) - set(view.quorum))
     if missing:
         return f"waiting for monitors on {', '.join(missing)}"
     if not view.manager:
