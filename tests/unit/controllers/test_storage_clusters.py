@@ -249,7 +249,7 @@ async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: 
 
 
 async def test_the_only_monitor_is_not_stopped_before_its_successor_leads(cloud: Cloud) -> None:
-    ceph, nodes, id = await deployed(cloud, count=2, per_node=1)
+    ceph, nodes, _ = await deployed(cloud, count=2, per_node=1)
     assert ceph.monitors == {"n1"}
     await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-remove", {"node": "n1"})
     assert ceph.monitors == {"n2"} and [command for command in ceph.commands if command.startswith("mon ")] == [
@@ -270,6 +270,20 @@ def _is(true: Any) -> Any:
         return bool(true())
 
     return asked
+
+
+async def test_disks_of_a_node_that_leaves_are_looked_after_by_another(cloud: Cloud) -> None:
+    _, nodes, _ = await deployed(cloud, count=4, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    await cloud.admin.create("disk-types", "shared", pool="p")
+    disks = [await cloud.alice.create("disks", f"d{number}", size_mib=64, type="shared") for number in range(8)]
+    assert cloud.rows("node_usage", node=(await cloud.admin.get("/pools/p"))["id"])[0]["disk_mib"] == 8 * 64
+    await shown(cloud, lambda status: status["capacity"]["provisioned_mib"] == 512, "/pools/p")
+    await cloud.admin.fail("DELETE", "/pools/p", status=409, code="in_use")
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-remove", {"node": "n1"})
+    for disk in disks:
+        (row,) = cloud.rows("resource", id=disk["id"])
+        assert row["node"] not in (None, nodes[0].id)
 
 
 async def test_maintenance_concerns_one_host_and_settings_all(cloud: Cloud) -> None:

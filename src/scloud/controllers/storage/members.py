@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from scloud.controllers import serving
 from scloud.controllers.storage import rows
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
@@ -73,6 +74,14 @@ def refuse_serving(tx: Tx, row: Resource, node: Resource) -> None:
             f"VMs on node '{node.name}' use {', '.join(users[:5])} of cluster '{row.name}'; move or stop them first",
             users=users,
         )
+
+
+def serve_elsewhere(tx: Tx, row: Resource, node: Resource) -> None:
+    """Disks that are on no VM get another node of the cluster that looks after them."""
+    pools = {pool.row.id for pool in rows.pools_of(tx, row.id)}
+    for disk in on_node(tx, Kind.DISK, node.id):
+        if disk.spec_as(DiskSpec).pool in pools:
+            serving.serve(tx, disk, without=node.id)
 
 
 def forget_node(tx: Tx, node: str) -> None:
