@@ -187,6 +187,48 @@ async def test_an_import_goes_down_with_its_manager_and_can_be_begun_anew(cloud:
     assert (await put(cloud, "two", good))["state"] == "done"
 
 
+async def test_an_image_is_made_of_a_disk_and_its_snapshot_goes(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    server.disk.write(one, 3 * MIB, b"kept")
+    node = cloud.nodes["n1"]
+    node.holding = True
+    made = await cloud.alice.do("POST", "/disks/one/actions/image", {"name": "golden", "login_user": "ada"})
+    (snapshot,) = await cloud.alice.list("/snapshots")
+    refused = await cloud.alice.fail("DELETE", f"/snapshots/{snapshot['id']}", status=409, code="in_use")
+    assert refused["users"] == ["image golden"]
+    await server.storage.snapshot(one, snapshot["id"])
+    server.disk.write(one, 3 * MIB, b"later")
+    await node.release()
+    await cloud.alice.wait(made)
+    image = await cloud.alice.get("/images/golden")
+    assert (image["status"]["size_mib"], image["spec"]["login_user"]) == (8, "ada")
+    content = (await cloud.alice.ask("GET", "/images/golden/data")).content
+    assert content == bytes(3 * MIB) + b"kept" + bytes(5 * MIB - 4)
+    await cloud.until_gone(snapshot["id"])
+
+
+async def test_an_image_of_a_disk_fails_with_its_snapshot(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    node = cloud.nodes["n1"]
+    broken = Observed(key=f"disk/{one}", generation=2, state="error", settled=True, reason="the pool is read-only")
+    node.override[f"disk/{one}"] = broken
+    made = await cloud.alice.do("POST", "/disks/one/actions/image", {"name": "golden"})
+    op = await cloud.alice.wait(made, "failed")
+    assert "read-only" in op["message"]
+    del node.override[f"disk/{one}"]
+    await cloud.alice.end("DELETE", "/images/golden")
+
+    async def gone() -> bool:
+        return not await cloud.alice.list("/snapshots")
+
+    await cloud.eventually(gone)
+    await cloud.image()
+    await cloud.alice.create("vms", "a", image="micro", disk_type="standard")
+    body = {"name": "of-a"}
+    problem = await cloud.alice.fail("POST", "/vms/a/actions/image", body, status=409, code="conflict")
+    assert "stop it first" in problem["detail"]
+
+
 def _as_if_killed(tx: Any, disk: str) -> None:
     """What the database has while an import is under way."""
     from scloud.controllers import imports

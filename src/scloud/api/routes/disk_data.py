@@ -10,11 +10,12 @@ from fastapi import Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
-from scloud.api.context import CallerDep, ContextDep, send
-from scloud.api.disk_schemas import DiskFigures
+from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.disk_schemas import DiskFigures, ImageAsk
+from scloud.api.intents import disk_images
 from scloud.api.intents.disks import refuse_while_open, usable
-from scloud.api.reading import fetch, router_for
-from scloud.api.schemas import BYTES, OperationOut, RefPath
+from scloud.api.reading import fetch, owner_for, router_for
+from scloud.api.schemas import BYTES, Accepted, OperationOut, RefPath
 from scloud.controllers import imports
 from scloud.link.backup import CHUNK, BackupHeader, Decoder, pieces
 from scloud.link.channel import Channel
@@ -115,6 +116,37 @@ async def import_disk(ref: RefPath, request: Request, context: ContextDep, calle
     if error is not None and error.kind in (ErrorKind.INVALID, ErrorKind.CONFLICT):
         raise error
     return send(result, 202)
+
+
+@router.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
+async def image_of_disk(
+    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """An image of a disk as it is now; the answer's resource is the image."""
+    return await write(
+        context,
+        caller,
+        lambda tx: disk_images.from_disk(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.name, body.login_user),
+        request=request,
+        key=key,
+    )
+
+
+vms = router_for(Kind.VM)
+
+
+@vms.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
+async def image_of_vm(
+    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """An image of the system disk of a VM that is off; the answer's resource is the image."""
+    return await write(
+        context,
+        caller,
+        lambda tx: disk_images.from_vm(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.name, body.login_user),
+        request=request,
+        key=key,
+    )
 
 
 class _Upload:
