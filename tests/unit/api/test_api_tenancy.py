@@ -10,12 +10,20 @@ from scloud.store.tokens import digest
 from support.cloud import Api, Cloud
 
 KEY = "ssh-ed25519 " + "A" * 68
-ADMIN = ("accounts", "clusters", "nodes")
+ADMIN = ("accounts", "clusters", "nodes", "storage-clusters", "pools")
+FOR_ALL = ("disk-types",)
+"""Made by administrators, seen by every account."""
 BODIES: dict[str, Any] = {
     "PATCH": {"name": "other"},
     "POST /vms/{ref}/actions/resize": {"cpus": 2},
     "POST /disks/{ref}/actions/attach": {"vm": "own"},
     "POST /disks/{ref}/actions/resize": {"size_mib": 1000},
+    "POST /disks/{ref}/actions/limit": {"iops": 1},
+    "POST /disks/{ref}/actions/schedule": {"schedule": None},
+    "POST /disks/{ref}/actions/rollback": {"snapshot": "own"},
+    "POST /disks/{ref}/actions/image": {"name": "stolen"},
+    "POST /vms/{ref}/actions/image": {"name": "stolen"},
+    "PUT /disks/{ref}/data": b"bytes",
     "POST /nics/{ref}/actions/attach": {"vm": "own"},
     "POST /security-groups/{ref}/rules": {"direction": "inbound", "cidr": "0.0.0.0/0"},
     "PUT /images/{ref}/data": b"bytes",
@@ -35,6 +43,7 @@ async def of_every_kind(cloud: Cloud, api: Api, name: str) -> dict[str, dict[str
         "nics": await api.create("nics", name, subnet=name),
         "vms": await api.create("vms", name, image=name),
         "images": await api.get(f"/images/{name}"),
+        "snapshots": await api.create("snapshots", name, disk=f"{name}-system"),
     }
     made["operations"] = (await api.list("/operations"))[0]
     return made
@@ -65,7 +74,7 @@ async def test_anothers_id_is_nothing_on_every_route(cloud: Cloud) -> None:
     asked = set()
     for method, path in await routes(cloud):
         collection = path.split("/")[1]
-        if "{ref}" not in path or collection in ADMIN:
+        if "{ref}" not in path or collection in (*ADMIN, *FOR_ALL):
             continue
         for ref in (token,) if collection == "tokens" else (theirs[collection]["id"], theirs[collection].get("name")):
             if ref is None:
@@ -92,6 +101,9 @@ async def test_anothers_id_is_nothing_inside_a_request_either(cloud: Cloud) -> N
         ("POST", "/nics/own/actions/attach", {"vm": theirs["vms"]}),
         ("PATCH", "/nics/own", {"spec": {"security_groups": [theirs["security-groups"]]}}),
         ("POST", "/disks/own/actions/attach", {"vm": theirs["vms"]}),
+        ("POST", "/snapshots", {"name": "x", "spec": {"disk": theirs["disks"]}}),
+        ("POST", "/disks", {"name": "x", "spec": {"snapshot": theirs["snapshots"]}}),
+        ("POST", "/disks/own/actions/rollback", {"snapshot": theirs["snapshots"]}),
         ("POST", "/vms", {"name": "x", "spec": {"image": theirs["images"]}}),
         ("POST", "/vms", {"name": "x", "spec": {"image": "own", "keypairs": [theirs["keypairs"]]}}),
         ("POST", "/vms", {"name": "x", "spec": {"image": "own", "disks": [theirs["disks"]]}}),
@@ -114,6 +126,7 @@ async def test_anothers_id_is_nothing_inside_a_request_either(cloud: Cloud) -> N
         ("/nics", {"subnet": theirs["subnets"]}),
         ("/nics", {"vpc": theirs["vpcs"]}),
         ("/disks", {"vm": theirs["vms"]}),
+        ("/snapshots", {"disk": theirs["disks"]}),
         ("/subnets", {"vpc": theirs["vpcs"]}),
     ):
         await bob.fail("GET", path, params=params, status=404, code="not_found")
@@ -131,7 +144,7 @@ async def test_lists_show_the_callers_own_and_the_public_images(cloud: Cloud) ->
         if (
             method != "GET"
             or "{" in path
-            or path.split("/")[1] in (*ADMIN, "whoami", "status", "audit", "usage", "tokens")
+            or path.split("/")[1] in (*ADMIN, *FOR_ALL, "whoami", "status", "audit", "usage", "tokens")
         ):
             continue
         names = [row.get("name") for row in await bob.list(path)]
@@ -166,7 +179,10 @@ async def test_administrators_routes_refuse_everybody_else(cloud: Cloud) -> None
                 method, re.sub(r"\{ref\}", ref, path), bodies.get(method), status=403, code="forbidden"
             )
         refused.add(path)
-    assert len(refused) >= 9
+    assert len(refused) >= 24
+    for method in ("POST", "PATCH", "DELETE"):
+        where = "/disk-types" if method == "POST" else "/disk-types/x"
+        await cloud.alice.fail(method, where, bodies.get(method), status=403, code="forbidden")
     await cloud.alice.fail("POST", "/tokens", {"account": "boss"}, status=403, code="forbidden")
     assert (await cloud.alice.http.get("/metrics")).status_code == 403
     assert cloud.dump() == before
