@@ -28,7 +28,9 @@ from scloud.store.database import Tx
 from scloud.store.resources import Resource, find
 
 router = router_for(Kind.DISK)
-SnapshotQuery = Annotated[str, Query(max_length=63, pattern=REF_PATTERN, description="the snapshot to save")]
+SnapshotQuery = Annotated[
+    str | None, Query(max_length=63, pattern=REF_PATTERN, description="the snapshot to save; required")
+]
 SinceQuery = Annotated[
     str | None, Query(max_length=63, pattern=REF_PATTERN, description="only what has changed from this one")
 ]
@@ -37,12 +39,18 @@ SAMPLE_S = 1.0
 
 @router.get("/{ref}/export", response_class=StreamingResponse, responses={200: BYTES})
 async def export_disk(
-    ref: RefPath, snapshot: SnapshotQuery, context: ContextDep, caller: CallerDep, since: SinceQuery = None
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    snapshot: SnapshotQuery = None,
+    since: SinceQuery = None,
 ) -> Response:
     """A snapshot's bytes as a backup, or with `since` what has changed from an older one; nothing is kept here."""
 
     def look(tx: Tx) -> tuple[Resource, str, str | None]:
         disk = fetch(tx, Kind.DISK, ref, caller)
+        if snapshot is None:
+            raise invalid("snapshot", "is required: a snapshot of the disk")
         if disk.node is None:
             raise CloudError(ErrorKind.CONFLICT, f"disk '{disk.name}' is {disk.state} and on no node; try again later")
         ids = [
@@ -87,6 +95,7 @@ async def _pass_on(channel: Channel, finished: asyncio.Event) -> AsyncIterator[b
 )
 async def import_disk(ref: RefPath, request: Request, context: ContextDep, caller: CallerDep) -> Response:
     """Write a backup over a detached disk; answers when it is done. One of changes continues the import before it."""
+    await context.store.read(lambda tx: fetch(tx, Kind.DISK, ref, caller))
     upload = _Upload(request)
     header = await upload.header()
 
