@@ -143,7 +143,7 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
         await files.send(connection, image, row.status_as(ImageStatus).sha256)
 
     server = LinkServer(manager, authority, send_image)
-    files.disks = DiskReader(store, server)
+    files.disks = manager.mover.disks = DiskReader(store, server)
     join_address = advertise or f"{link[0]}:{link[1]}"
     context = Context(manager, server, join_address=join_address, ca_pin=pki.pin_of(authority.ca))
     listener = _listener(api)

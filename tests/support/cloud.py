@@ -165,7 +165,7 @@ class Cloud:
         self.files = ImageFiles(self.folder / "images")
         self.manager = Manager(self.store, self.files, epoch=epoch, settings=self._settings)
         self.link = LinkServer(self.manager, Authority(), self._send_image)
-        self.files.disks = DiskReader(self.store, self.link)
+        self.files.disks = self.manager.mover.disks = DiskReader(self.store, self.link)
         self.context = Context(self.manager, self.link, join_address="cloud:7781", ca_pin="f" * 64)
         self.app = _app(self.context)
         self._running = asyncio.get_running_loop().create_task(self.manager.run())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from scloud.controllers.link_server import LinkServer
 from scloud.link.backup import Read
+from scloud.link.channel import Channel
 from scloud.model.errors import not_found
 from scloud.model.kinds import Kind
 from scloud.store.database import Store, Tx
 from scloud.store.resources import Resource, find
+
+if TYPE_CHECKING:
+    from scloud.controllers.link_server import LinkServer
 
 
 class DiskReader:
@@ -29,6 +33,17 @@ class DiskReader:
         )
         try:
             yield channel.read
+        finally:
+            finished.set()
+
+    @asynccontextmanager
+    async def open_target(self, disk: Resource) -> AsyncIterator[Channel]:
+        """For a backup that is to be written over a disk nobody has open; see `agent.transfers` for its answer."""
+        channel, finished = await self._link.open_stream(
+            disk.node, f"disk '{disk.name}'", kind="restore_disk", disk=disk.id
+        )
+        try:
+            yield channel
         finally:
             finished.set()
 

@@ -14,6 +14,7 @@ from typing import Any
 from scloud.controllers import deadlines, imports, node_state, reports, serving, snapshot_schedule, trash
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
+from scloud.controllers.moving import Mover
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.placement import Batch, read_nodes
 from scloud.controllers.sessions import Session, Sessions
@@ -47,6 +48,7 @@ class Manager:
         self.waiters = Waiters()
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
+        self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
         self._nodes: tuple[NodeSnapshot, ...] | None = None
@@ -216,6 +218,8 @@ class Manager:
                 return
             if kind == Kind.IMAGE:
                 await self.importer.work(id)
+            elif kind == "move":
+                done = await self.mover.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
                 await self.caught_up()
                 done = await self.network.work(Kind(kind), id)

@@ -229,6 +229,79 @@ async def test_an_image_of_a_disk_fails_with_its_snapshot(cloud: Cloud, server: 
     assert "stop it first" in problem["detail"]
 
 
+async def follow(cloud: Cloud, server: Server, move: dict[str, Any]) -> None:
+    """What the node does of itself: makes the new disk and takes the snapshot."""
+    new = move["resource"]["id"]
+    await server.storage.create(new, 8, None)
+    for row in await cloud.alice.list("/snapshots"):
+        await server.storage.snapshot(row["spec"]["disk"], row["id"])
+
+
+async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    node = cloud.nodes["n1"]
+    other = await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    one = await make(cloud, server, "one")
+    server.disk.write(one, 5 * MIB, b"moved")
+    await cloud.alice.create("vms", "a", image="micro", disks=["one"])
+    problem = await cloud.alice.fail("POST", "/disks/one/actions/move", {"type": "fast"}, status=409, code="conflict")
+    assert "cannot be moved" in problem["detail"]
+    await cloud.alice.end("POST", "/vms/a/actions/stop", {"force": True})
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    await follow(cloud, server, move)
+    await node.release()
+    await cloud.alice.wait(move)
+    moved = await cloud.alice.get("/disks/one")
+    assert (moved["spec"]["pool"], moved["spec"]["type"]) == (other, "fast") and moved["id"] != one
+    assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
+    await cloud.alice.end("POST", "/vms/a/actions/start")
+    assert {row["name"] for row in await cloud.alice.list("/disks", vm="a")} == {"a-system", "one"}
+    (old,) = await cloud.alice.list("/disks", state="trashed")
+    assert old["id"] == one and old["spec"]["former_name"] == "one"
+
+
+async def test_a_move_ends_with_the_new_disk(cloud: Cloud, server: Server) -> None:
+    node = cloud.nodes["n1"]
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    await make(cloud, server, "one")
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    refused = await cloud.alice.fail("DELETE", "/disks/one", status=409, code="in_use")
+    assert refused["users"] == [f"disk {move['resource']['name']}"]
+    deletion = await cloud.alice.do("DELETE", f"/disks/{move['resource']['id']}")
+    await cloud.alice.wait(move, "failed")
+    await node.release()
+    await cloud.alice.wait(deletion)
+
+    async def as_before() -> bool:
+        return not await cloud.alice.list("/snapshots") and len(await cloud.alice.list("/disks")) == 1
+
+    await cloud.eventually(as_before)
+
+
+async def test_a_move_of_a_disk_that_was_used_meanwhile_is_given_up(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    node = cloud.nodes["n1"]
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    one = await make(cloud, server, "one")
+    await cloud.alice.create("vms", "a", image="micro")
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    await follow(cloud, server, move)
+    await cloud.alice.do("POST", "/disks/one/actions/attach", {"vm": "a"})
+    await node.release()
+    op = await cloud.alice.wait(move, "failed")
+    assert "changed meanwhile" in op["message"]
+    await cloud.until_gone(move["resource"]["id"])
+    assert (await cloud.alice.get("/disks/one"))["id"] == one
+
+    async def none_left() -> bool:
+        return not await cloud.alice.list("/snapshots")
+
+    await cloud.eventually(none_left)
+
+
 def _as_if_killed(tx: Any, disk: str) -> None:
     """What the database has while an import is under way."""
     from scloud.controllers import imports

@@ -21,6 +21,7 @@ BODIES: dict[str, Any] = {
     "POST /disks/{ref}/actions/limit": {"iops": 1},
     "POST /disks/{ref}/actions/schedule": {"schedule": None},
     "POST /disks/{ref}/actions/rollback": {"snapshot": "own"},
+    "POST /disks/{ref}/actions/move": {"type": "standard"},
     "POST /disks/{ref}/actions/image": {"name": "stolen"},
     "POST /vms/{ref}/actions/image": {"name": "stolen"},
     "PUT /disks/{ref}/data": b"bytes",
