@@ -161,7 +161,10 @@ class FakeCeph:
         self.looks += 1
         groups = sum(pool["pg_num"] for pool in self.pools.values())
         bad = len(self.inconsistent)
-        states = [{"state_name": "active+clean", "count": groups - bad}] if groups - bad else []
+        hurt = min(1, self.moving, groups - bad)
+        states = [{"state_name": "active+clean", "count": groups - bad - hurt}] if groups - bad - hurt else []
+        if hurt:
+            states.append({"state_name": "active+undersized+degraded", "count": hurt})
         if bad:
             states.append({"state_name": "active+clean+inconsistent", "count": bad})
         return {

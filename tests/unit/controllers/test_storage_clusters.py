@@ -182,7 +182,7 @@ async def test_a_device_is_added_and_removed_with_its_data_moved_away_first(clou
     await nodes[0].until(lambda: len(store_of(nodes[0], id).daemons) == 4)
     assert len(ceph.osds) == 6
     assert [command for command in ceph.commands if command.startswith("osd purge")] == [
-        "osd purge id=6 yes_i_really_mean_it=True"
+        "osd purge id=6 force=True yes_i_really_mean_it=True"
     ]
 
 
@@ -222,14 +222,38 @@ async def test_a_broken_device_is_replaced_by_an_empty_one(cloud: Cloud) -> None
     await cloud.admin.create("pools", "p", cluster="c1")
     old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
     ceph.dead.add(old)
-    ceph.moving = 3
-    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
-    await shown(cloud, lambda status: status["removing"])
-    ceph.moving = 0
-    await cloud.admin.wait(asked)
+    ceph.moving = 3  # what it had is missing, and there is no fourth host for it
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
     assert old not in ceph.osds and len(ceph.osds) == 3
     (fresh,) = [daemon for daemon in store_of(nodes[1], id).daemons if isinstance(daemon, OsdDaemon)]
     assert fresh.uuid != old and fresh.path == "/osd/0" and ceph.osds[fresh.uuid]["up"]
+
+
+async def test_a_device_that_cannot_be_drained_goes_when_all_others_are_whole(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.moving = 3
+    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
+    seen = await shown(cloud, lambda status: status["removing"])
+    assert "every other copy is whole" in str(seen["status"]["removing"])
+    looks = ceph.looks
+    await cloud.eventually(_is(lambda: ceph.looks > looks + 4))
+    assert len(ceph.osds) == 3 and not [command for command in ceph.commands if command.startswith("osd out")]
+    ceph.moving = 0
+    await cloud.admin.wait(asked)
+    assert len(ceph.osds) == 3
+
+
+async def test_a_device_with_room_beside_it_is_drained_before_it_is_replaced(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud, count=4, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.moving = 3
+    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
+    await shown(cloud, lambda status: "3 objects left" in str(status["removing"]))
+    ceph.moving = 0
+    await cloud.admin.wait(asked)
+    kinds = [command.split(" ")[1] for command in ceph.commands if command.startswith(("osd out", "osd purge"))]
+    assert kinds == ["out", "purge"] and len(ceph.osds) == 4
 
 
 async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: Cloud) -> None:

@@ -13,6 +13,7 @@ from scloud.controllers.storage.members import lasting_monitors, with_monitors
 from scloud.controllers.storage.render import store_id
 from scloud.model.observed import Observed
 from scloud.model.storage import Device, StorageClusterSpec
+from scloud.reconcile.ceph import devices
 from scloud.reconcile.ceph.view import View
 from scloud.store import operations, secrets
 from scloud.store.database import Tx
@@ -39,15 +40,15 @@ def let_go(reports: Reports, load: Load, node: str) -> bool:
 def spec_after(tx: Tx, load: Load, look: Look, reports: Reports, scrubbed: frozenset[str]) -> StorageClusterSpec:
     """The spec with what has come to its end taken out of it."""
     spec = _monitors(load, look)
-    devices = _devices(tx, load, look, reports)
-    busy = {device.node for device in devices} | set(spec.monitors) | set(spec.managers)
+    left = _devices(tx, load, look, reports)
+    busy = {device.node for device in left} | set(spec.monitors) | set(spec.managers)
     gone = {node for node in spec.leaving if node not in busy and let_go(reports, load, node)}
     for node in gone:
         unrefer(tx, load.row.id, node, "store")
     repairs = tuple(group for group in spec.repairs if _unrepaired(group, look))
     return spec.model_copy(
         update={
-            "devices": devices,
+            "devices": left,
             "nodes": tuple(node for node in spec.nodes if node not in gone),
             "leaving": tuple(node for node in spec.leaving if node not in gone),
             "maintenance": tuple(node for node in spec.maintenance if node not in gone),
@@ -77,16 +78,22 @@ def _unrepaired(group: str, look: Look) -> bool:
 
 def _devices(tx: Tx, load: Load, look: Look, reports: Reports) -> tuple[Device, ...]:
     kept = []
+    in_place = load.in_place()
     for device in load.spec.devices:
         osd = look.view.osd(device.uuid)
         if not device.out:
             kept.append(device)
         elif not device.drained:
             # One that the cluster has never heard of has nothing on it.
-            empty = osd is None or (not osd.taken_in and osd.number in look.safe)
+            if device.uuid in in_place:
+                empty = devices.expendable(device, load.spec.devices, look.view)
+                why = "can be done without, and cannot be drained"
+            else:
+                empty = osd is None or (not osd.taken_in and osd.number in look.safe)
+                why = "is empty"
             if empty:
                 what = f"osd.{osd.number}" if osd is not None else device.path
-                operations.record(tx, load.row, "info", f"{what} is empty; its device is wiped")
+                operations.record(tx, load.row, "info", f"{what} {why}; its device is wiped")
             kept.append(device.model_copy(update={"drained": True}) if empty else device)
         elif osd is not None or not _wiped(reports, load, device):
             kept.append(device)
