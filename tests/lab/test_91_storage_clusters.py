@@ -96,7 +96,11 @@ def stored(lab: Lab) -> Iterator[Lab]:
 
 
 def test_each_node_reaches_its_pools_and_nothing_else(stored: Lab, figures: Figures) -> None:
-    (made,) = [op for op in stored.items("/operations", resource=CLUSTER) if op["action"] == "storage-cluster.create"]
+    (made,) = [
+        op
+        for op in stored.items("/operations", resource=CLUSTER, all_accounts=True)
+        if op["action"] == "storage-cluster.create"
+    ]
     figures.note(f"storage cluster of 3 monitors and 3 OSDs: {made['finished_at'] - made['created_at']:.1f} s")
     assert len(cluster(stored)["status"]["monitors_up"]) == 3
     read_all(stored, "n3")
@@ -163,6 +167,14 @@ def test_two_clusters_side_by_side_and_nothing_is_left_of_them(stored: Lab) -> N
     stored.ok("storage-cluster", "create", SECOND, "--nodes", "n1", "--device", f"{device(stored, 'n1', 'z')}:4G:hdd")
     assert len(daemons(stored)) == 8 + 3
     assert stored.audit()["clean"]
+    # It moves to another node, with its only monitor.
+    stored.ok("storage-cluster", "node", "add", SECOND, "n2")
+    stored.ok("storage-cluster", "device", "add", SECOND, device(stored, "n2", "z"), "--size", "4G", "--media", "hdd")
+    stored.ok("storage-cluster", "node", "remove", SECOND, "n1", timeout=120.0)
+    until(lambda: healthy(stored, SECOND), "healthy on the other node", 60.0)
+    status = cluster(stored, SECOND)["status"]
+    assert status["monitors_up"] == ["n2"] and [osd["node"] for osd in status["osds"]] == ["n2"]
+    until(lambda: len(daemons(stored)) == 8 + 3, "nothing of it is left on the first", 30.0)
     stored.ok("storage-cluster", "delete", SECOND)
     assert len(daemons(stored)) == 8
     read_all(stored)
