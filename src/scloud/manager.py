@@ -22,6 +22,7 @@ from scloud.api.app import make_app
 from scloud.api.context import Context
 from scloud.api.routes.accounts import make_account
 from scloud.console.app import mount
+from scloud.controllers.disk_reader import DiskReader
 from scloud.controllers.image_files import ImageFiles
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
@@ -146,6 +147,7 @@ async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise
         await files.send(connection, image, row.status_as(ImageStatus).sha256)
 
     server = LinkServer(manager, authority, send_image)
+    files.disks = manager.mover.disks = DiskReader(store, server)
     join_address = advertise or f"{link[0]}:{link[1]}"
     context = Context(manager, server, join_address=join_address, ca_pin=pki.pin_of(authority.ca))
     listener = _listener(api)

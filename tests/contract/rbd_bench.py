@@ -12,8 +12,8 @@ from scloud.drivers.storage import extents
 from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.protocol import Storage
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
+from scloud.drivers.storage.rbd_bytes import has_parent
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess, remove_omap
-from scloud.drivers.storage.rbd_images import has_parent
 from support.ceph_rig import CephRig
 
 CEPH_POOLS = [pytest.param(name, marks=pytest.mark.engine) for name in ("rbd", "rbd-ec")]

@@ -36,8 +36,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def storage(lab: Lab) -> Iterator[Storage]:
-    """The lab's cluster, healthy before and after."""
+    """The lab's cluster, healthy after each test."""
     found = Storage(lab)
-    found.healthy()
     yield found
     found.healthy()

@@ -86,6 +86,9 @@ class Checks:
             for disk in machine.disk.volumes:
                 if disk in world.dead_ids:
                     world.violation(f"{disk} was deleted, and has bytes on {node.name}")
+        for disk in world.pool_disk.volumes:
+            if disk in world.dead_ids:
+                world.violation(f"{disk} was deleted, and has bytes in the pool")
 
     def _nothing_twice(self) -> None:
         running: Counter[str] = Counter()
@@ -110,7 +113,11 @@ class Checks:
     def _promises(self, rows: list[Resource]) -> None:
         world = self._world
         due: dict[str, list[int]] = {}
+        in_pool = 0
         for row in rows:
+            if row.kind == Kind.DISK and row.spec_as(DiskSpec).pool is not None:
+                in_pool += row.spec_as(DiskSpec).size_mib
+                continue
             if row.node is None:
                 continue
             mine = due.setdefault(row.node, [0, 0, 0])
@@ -121,6 +128,8 @@ class Checks:
             elif row.kind == Kind.DISK:
                 mine[2] += row.spec_as(DiskSpec).size_mib
         promised = world.base.read_now(usage.usages)
+        if promised.get(world.pool, usage.Usage(world.pool)).disk_mib != in_pool:
+            world.violation(f"the pool has promised {promised.get(world.pool)}, and in it are {in_pool} MiB")
         for node in world.nodes:
             has = promised.get(node.id, usage.Usage(node.id))
             wanted = due.get(node.id, [0, 0, 0])
@@ -138,11 +147,11 @@ class Checks:
 
     def _bytes(self) -> None:
         """A disk's bytes are made once for each incarnation, as far as any guest has seen them."""
-        for node in self._world.nodes:
-            for disk in sorted(node.hardware.disk.in_use):
-                volume = node.hardware.disk.volumes.get(disk)
+        for storage in (*(node.hardware.disk for node in self._world.nodes), self._world.pool_disk):
+            for disk in sorted(storage.in_use):
+                volume = storage.volumes.get(disk)
                 if volume is None:
-                    self._world.violation(f"{disk} is open on {node.name} and has no bytes")
+                    self._world.violation(f"{disk} is open and has no bytes")
                     continue
                 known = self._makings.setdefault(disk, (volume.incarnation, volume.making))
                 if known[0] == volume.incarnation and known[1] != volume.making:
@@ -157,7 +166,7 @@ class Checks:
         rows = world.base.read_now(_rows)
         left = [f"operation {op.action} {op.resource_id} is open" for op in world.base.read_now(operations.all_open)]
         items = world.base.read_now(lambda tx: [row.key for row in tx.conn.execute(select(work.c.key))])
-        left += [f"work on {key} is queued" for key in items]
+        left += [f"work on {key} is queued" for key in items if not key.startswith("schedule/")]
         for row in rows:
             if row.gone:
                 left.append(f"{row.kind} {row.id} is a tombstone: {row.status}")
@@ -167,7 +176,7 @@ class Checks:
                 left.append(f"node {row.name} is {row.state}")
             elif row.kind == Kind.VM:
                 left += _vm_pending(row)
-            elif row.kind in (Kind.DISK, Kind.NIC) and row.state != State.READY:
+            elif row.kind in (Kind.DISK, Kind.NIC, Kind.SNAPSHOT) and row.state != State.READY:
                 left.append(f"{row.kind} {row.id} is {row.state}: {row.status}")
         return left
 

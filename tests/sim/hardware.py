@@ -16,7 +16,7 @@ from typing import Any
 
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
-from scloud.drivers.hypervisor.protocol import DomainSpec
+from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
 from scloud.drivers.storage.fake import FakeDisk
@@ -29,21 +29,49 @@ from scloud.reconcile.network import service_name
 from .loop import WORLD
 
 IMAGE_MIB = 8
+TRASH_S = 20.0
 
 
 class LinkedDisk(FakeDisk):
     """Knows which disks running domains have open: throwing one away is an AssertionError inside the driver."""
 
     host: FakeHost
+    pool: FakeDisk
 
     @property
     def in_use(self) -> set[str]:
         running = (domain for domain in self.host.domains.values() if domain.running)
-        return {disk.disk for domain in running for disk in domain.disks.values() if not disk.read_only}
+        opened = {disk.disk for domain in running for disk in domain.disks.values() if not disk.read_only}
+        return opened - self.pool.volumes.keys()
 
     @in_use.setter
     def in_use(self, value: set[str]) -> None:
         assert not value
+
+
+class PoolDisk(FakeDisk):
+    """One pool of all nodes. A disk that domains of two nodes have open is a violation that the checks look for."""
+
+    hosts: list[FakeHost]
+
+    @property
+    def in_use(self) -> set[str]:
+        return set(self.openers())
+
+    @in_use.setter
+    def in_use(self, value: set[str]) -> None:
+        assert not value
+
+    def openers(self) -> dict[str, list[str]]:
+        """Each disk that running domains have open, with the VMs."""
+        found: dict[str, list[str]] = {}
+        for host in self.hosts:
+            for vm, domain in host.domains.items():
+                if domain.running:
+                    for disk in domain.disks.values():
+                        if not disk.read_only and disk.disk in self.volumes:
+                            found.setdefault(disk.disk, []).append(vm)
+        return found
 
 
 class JournalFile:
@@ -131,6 +159,10 @@ class Libvirt(FakeHypervisor):
             self._started(spec.vm)
             await asyncio.sleep(self._start_s)
 
+    async def attach_disk(self, vm: str, disk: DiskSource) -> None:
+        await super().attach_disk(vm, disk)
+        self._started(vm)
+
     async def shutdown(self, vm: str) -> None:
         loop = asyncio.get_running_loop()
         await self._call("shutdown", vm)
@@ -165,7 +197,10 @@ class LinkedFunctions(FakeNetworkFunctions):
 class NodeImages:
     """Images on a node: fetched from the manager once, which takes a while and may fail."""
 
-    def __init__(self, cached: set[str], disk: FakeDisk, delay: Callable[[], float], up: Callable[[], bool]) -> None:
+    def __init__(
+        self, cached: set[str], disk: FakeDisk, pool: FakeDisk, delay: Callable[[], float], up: Callable[[], bool]
+    ) -> None:
+        self._pool = pool
         self._cached = cached
         self._disk = disk
         self._delay = delay
@@ -183,8 +218,9 @@ class NodeImages:
                 raise ConnectionError("the fetch of the image broke off")
             self._cached.add(sha256)
         path = Path("/fake/images") / sha256
-        if path not in self._disk.images:
-            self._disk.add_image(path, IMAGE_MIB, IMAGE_MIB // 2)
+        for disk in (self._disk, self._pool):
+            if path not in disk.images:
+                disk.add_image(path, IMAGE_MIB, IMAGE_MIB // 2)
         yield path
 
 
@@ -212,7 +248,8 @@ class NoLoad:
 class Hardware:
     """One machine. `power_failure` is the plug pulled and put back."""
 
-    def __init__(self, rng: Random, tunnel_ip: str) -> None:
+    def __init__(self, rng: Random, tunnel_ip: str, pool: PoolDisk) -> None:
+        self.pool = pool
         self.start_s = rng.choice([0.05, 0.3, 2.0])
         self.host = FakeHost(
             boot_s=rng.choice([0.0, 3.0, 12.0]),
@@ -221,6 +258,8 @@ class Hardware:
         )
         self.disk = LinkedDisk(capacity_mib=200, copy_s_per_mib=rng.choice([0.0, 0.02, 0.2]))
         self.disk.host = self.host
+        self.disk.pool = pool
+        pool.hosts.append(self.host)
         self.kernel = FakeNetwork()
         self.switch = FakeOvs(tunnel_ip)
         self.journal = JournalFile()
@@ -245,6 +284,8 @@ class Hardware:
         self.disk.failures.clear()
         self.disk.failing.clear()
         self.disk.filled_mib = 0
+        self.pool.failures.clear()
+        self.pool.failing.clear()
         self.kernel.failures.clear()
         self.kernel.failing.clear()
         self.switch.fail.clear()

@@ -9,11 +9,12 @@ from scloud.agent.disks import Disks
 from scloud.agent.journal import MemoryJournal
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.usage import Usage
-from scloud.controllers import finishing
+from scloud.controllers import finishing, serving
 from scloud.controllers.sessions import Session
+from scloud.model.statuses import DiskStatus
 from scloud.model.wire import Desired
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, save
+from scloud.store.resources import Resource, find, save
 
 from .hardware import Journal, JournalFile
 from .world import World
@@ -70,12 +71,23 @@ def _forgets_to_drop() -> None:
     Session._send_some = send_some  # type: ignore[method-assign]
 
 
+def _tells_two_nodes() -> None:
+    """A disk of a pool is told to its VM's node though a VM elsewhere may have it open."""
+
+    def to_vm(tx: Tx, disk: Resource, vm: Resource) -> Resource:
+        node = find(tx, vm.node) if vm.node else None
+        return disk if node is None else serving._tell(tx, disk, disk.status_as(DiskStatus), node, held=True)
+
+    serving.to_vm = to_vm
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "forgets-usage": _forgets_usage,
     "forgets-journal": _forgets_journal,
     "takes-half": _takes_half,
     "deletes-in-use": _deletes_in_use,
     "forgets-to-drop": _forgets_to_drop,
+    "tells-two-nodes": _tells_two_nodes,
 }
 
 

@@ -15,8 +15,10 @@ from scloud.controllers.image_import import ImportedImage, Progress
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
 from scloud.controllers.settings import Settings
+from scloud.drivers.ceph.protocol import DaemonFacts
 from scloud.drivers.storage.fake import FakeStorage
 from scloud.link.channel import Channel
+from scloud.model.desired import DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts
 from scloud.model.specs import ImageSpec
@@ -26,6 +28,7 @@ from scloud.store.database import Store, Tx
 
 from .hardware import (
     IMAGE_MIB,
+    TRASH_S,
     Driver,
     Hardware,
     Libvirt,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from .world import World
 
 T = TypeVar("T")
+SETTINGS = Settings(trash_hours=TRASH_S / 3600)
 
 
 class LivingStore(Store):
@@ -110,6 +114,49 @@ class ImageShelf:
         self._files.discard(image)
 
 
+class Unwatched:
+    """Instead of what looks after storage clusters: the simulation has a pool, and no cluster behind it."""
+
+    async def run(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def touched(self, kind: str, id: str) -> None:
+        pass
+
+    def reported(self, node: str, items: object) -> None:
+        pass
+
+
+class NoDaemons:
+    """A node without storage daemons."""
+
+    async def ensure(self, store: DesiredStore) -> dict[str, int]:
+        return {}
+
+    async def remove(self, store: DesiredStore) -> None:
+        pass
+
+    async def numbers(self, store: DesiredStore) -> dict[str, int]:
+        return {}
+
+    async def died(self, cluster: str) -> str:
+        await asyncio.get_running_loop().create_future()
+        return ""
+
+    async def daemons(self) -> list[DaemonFacts]:
+        return []
+
+
+class Pools:
+    """Each agent opens the one pool anew."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def open(self, store: DesiredStore, pool: StorePool) -> Any:
+        return self._make()
+
+
 class NoAuthority:
     """Nodes of the simulation have joined already."""
 
@@ -149,7 +196,8 @@ class ManagerProcess:
         life = self.life = Life(f"manager-{epoch}", world.loop)
         life.on_death = self._died
         self.store = LivingStore(self._base, world.loop, world.rng)
-        self.manager = Manager(self.store, ImageShelf(self.files, world.short), epoch=epoch, settings=Settings())
+        self.manager = Manager(self.store, ImageShelf(self.files, world.short), epoch=epoch, settings=SETTINGS)
+        self.manager.storage = Unwatched()  # type: ignore[assignment]
         world.note(f"manager starts, epoch {epoch}")
         life.spawn(self._main(life, self.manager))
 
@@ -181,7 +229,7 @@ class AgentProcess:
         self.id = id
         self.name = f"n{number}"
         self.tunnel_ip = f"172.31.0.{number}"
-        self.hardware = Hardware(world.rng, self.tunnel_ip)
+        self.hardware = Hardware(world.rng, self.tunnel_ip, world.pool_disk)
         self.wire = Wire(world.loop, delay=world.short, breaks=self._breaks, encode=world.encode)
         self.life: Life | None = None
         self.daemon: Daemon | None = None
@@ -204,11 +252,12 @@ class AgentProcess:
         boot = f"boot-{machine.boots}"
         host = Libvirt(machine.host, machine.start_s, lambda vm: world.started(self, vm))
         plain = (machine.switch, FakeStorage(machine.disk), LinkedFunctions(machine.kernel, machine.switch))
-        drivers = Drivers(*(Driver(inner, world.short, self._trouble) for inner in (host, *plain)))
+        base = [Driver(inner, world.short, self._trouble) for inner in (host, *plain)]
+        drivers = Drivers(*base, pools=Pools(self._open_pool), daemons=NoDaemons())
         around = Surroundings(
             dial=self._dial,
             journal=world.make_journal(machine.journal),
-            images=NodeImages(machine.images, machine.disk, world.short, self._reaches),
+            images=NodeImages(machine.images, machine.disk, world.pool_disk, world.short, self._reaches),
             seeds=NodeSeeds(machine.seeds),
             facts=self._facts,
             load=NoLoad(),
@@ -220,6 +269,9 @@ class AgentProcess:
         self.daemon = Daemon(drivers, around)
         world.note(f"agent of {self.name} starts")
         life.spawn(self._main(self.daemon))
+
+    def _open_pool(self) -> Any:
+        return Driver(FakeStorage(self._world.pool_disk, self.id), self._world.short, self._trouble)
 
     async def _main(self, daemon: Daemon) -> None:
         try:

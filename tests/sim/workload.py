@@ -10,17 +10,28 @@ from typing import Any
 
 from scloud.api.context import accepted, begin
 from scloud.api.disk_schemas import DiskAsk
-from scloud.api.intents import disks, networks, vms
+from scloud.api.intents import disks, networks, snapshots, vms
 from scloud.api.schemas import VmCreate
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, not_found
 from scloud.model.kinds import Kind, State
-from scloud.model.specs import Direction, ImageFormat, ImageSpec, NodeSpec, Protocol, RuleSpec, SecurityGroupSpec
+from scloud.model.snapshots import DiskLimits, SnapshotSchedule
+from scloud.model.specs import (
+    Direction,
+    DiskSpec,
+    ImageFormat,
+    ImageSpec,
+    NodeSpec,
+    Protocol,
+    RuleSpec,
+    SecurityGroupSpec,
+)
 from scloud.model.statuses import ImageStatus
 from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, create, refuse_if_used, save
 
+from .hardware import TRASH_S
 from .world import World
 
 MAX_VMS = 6
@@ -48,6 +59,14 @@ class Tenant:
             (3, self._detach_disk),
             (2, self._resize_disk),
             (2, self._delete_disk),
+            (3, self._create_snapshot),
+            (2, self._delete_snapshot),
+            (2, self._roll_back),
+            (1, self._flatten),
+            (1, self._limit),
+            (1, self._schedule),
+            (2, self._restore),
+            (5, self._hand_over),
             (4, self._create_nic),
             (3, self._attach_nic),
             (3, self._detach_nic),
@@ -65,7 +84,8 @@ class Tenant:
             (1, self._cordon),
         ]
         self._verbs = [verb for _, verb in verbs]
-        self._weights = [weight for weight, _ in verbs]
+        handing = 12 if self._rng.random() < 0.25 else 1  # some stories are about a disk that goes round
+        self._weights = [weight * handing if verb == self._hand_over else weight for weight, verb in verbs]
 
     async def run(self) -> None:
         for verb in (self._create_vpc, self._create_subnet, self._create_vm):
@@ -144,6 +164,8 @@ class Tenant:
             "restart_limit": rng.choice([0, 2, 5]),
             "nics": [],
         }
+        if rng.random() < 0.4:
+            spec["disk_type"] = "standard"
         for _ in range(rng.choice([0, 1, 1, 1, 2])):
             free = self._pick(tx, Kind.NIC) if rng.random() < 0.2 else None
             if free is not None:
@@ -161,7 +183,8 @@ class Tenant:
         return vms.create_vms(tx, self._me, VmCreate(name=self._name("vm"), count=count, spec=spec), loads)
 
     def _delete_vm(self, tx: Tx) -> dict[str, Any]:
-        return vms.delete(tx, self._me, self._need(tx, Kind.VM).id)
+        keep = TRASH_S if self._rng.random() < 0.2 else None
+        return vms.delete(tx, self._me, self._need(tx, Kind.VM).id, keep)
 
     def _start(self, tx: Tx) -> dict[str, Any]:
         return vms.start(tx, self._me, self._need(tx, Kind.VM).id)
@@ -186,7 +209,11 @@ class Tenant:
     # --- disks
 
     def _create_disk(self, tx: Tx) -> dict[str, Any]:
-        ask = DiskAsk(size_mib=self._rng.choice([1, 4, 16]))
+        snapshot = self._pick(tx, Kind.SNAPSHOT) if self._rng.random() < 0.4 else None
+        if snapshot is not None:
+            return disks.create_disk(tx, self._me, self._name("clone"), DiskAsk(snapshot=snapshot.id))
+        type_ = "standard" if self._rng.random() < 0.6 else None
+        ask = DiskAsk(size_mib=self._rng.choice([1, 4, 16]), type=type_)
         return disks.create_disk(tx, self._me, self._name("disk"), ask)
 
     def _attach_disk(self, tx: Tx) -> dict[str, Any]:
@@ -199,7 +226,51 @@ class Tenant:
         return disks.resize(tx, self._me, self._need(tx, Kind.DISK).id, self._rng.choice([8, 16, 24, 32]))
 
     def _delete_disk(self, tx: Tx) -> dict[str, Any]:
-        return disks.delete(tx, self._me, self._need(tx, Kind.DISK).id)
+        now = self._rng.random() < 0.6
+        return disks.delete(tx, self._me, self._need(tx, Kind.DISK).id, now=now, trash_s=TRASH_S)
+
+    def _restore(self, tx: Tx) -> dict[str, Any]:
+        trashed = [row for row in all_of(tx, Kind.DISK) if row.state == State.TRASHED]
+        if not trashed:
+            raise _nothing(Kind.DISK)
+        return disks.restore(tx, self._me, self._rng.choice(trashed).id, self._name("restored"))
+
+    def _hand_over(self, tx: Tx) -> dict[str, Any]:
+        """From one VM to another at once: whoever has it open must let go first."""
+        rows = [row for row in all_of(tx, Kind.DISK) if row.state == State.READY]
+        shared = [row for row in rows if (spec := row.spec_as(DiskSpec)).pool is not None and not spec.system]
+        if not shared:
+            ask = DiskAsk(size_mib=4, type="standard")
+            return disks.create_disk(tx, self._me, self._name("shared"), ask)
+        disk = self._rng.choice(shared)
+        others = [row for row in all_of(tx, Kind.VM) if row.id != disk.parent and row.node not in (None, disk.node)]
+        if not others:
+            elsewhere = [node.name for node in self._world.nodes if node.id != disk.node] or [self._world.nodes[0].name]
+            ask_vm = {"image": "micro", "nics": [], "node": self._rng.choice(elsewhere)}
+            return vms.create_vms(tx, self._me, VmCreate(name=self._name("taker"), spec=ask_vm))
+        disks.detach(tx, self._me, disk.id)
+        return disks.attach(tx, self._me, disk.id, self._rng.choice(others).id)
+
+    def _create_snapshot(self, tx: Tx) -> dict[str, Any]:
+        return snapshots.create(tx, self._me, self._name("snapshot"), self._need(tx, Kind.DISK).id)
+
+    def _delete_snapshot(self, tx: Tx) -> dict[str, Any]:
+        return snapshots.delete(tx, self._me, self._need(tx, Kind.SNAPSHOT).id)
+
+    def _roll_back(self, tx: Tx) -> dict[str, Any]:
+        snapshot = self._need(tx, Kind.SNAPSHOT)
+        return disks.roll_back(tx, self._me, snapshot.parent or "", snapshot.id)
+
+    def _flatten(self, tx: Tx) -> dict[str, Any]:
+        return disks.flatten(tx, self._me, self._need(tx, Kind.DISK).id)
+
+    def _limit(self, tx: Tx) -> dict[str, Any]:
+        limits = DiskLimits(iops=self._rng.choice([0, 100, 500]))
+        return disks.limit(tx, self._me, self._need(tx, Kind.DISK).id, limits)
+
+    def _schedule(self, tx: Tx) -> dict[str, Any]:
+        schedule = SnapshotSchedule(every_s=60, keep=2) if self._rng.random() < 0.5 else None
+        return disks.set_schedule(tx, self._me, self._need(tx, Kind.DISK).id, schedule)
 
     # --- networks
 

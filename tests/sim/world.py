@@ -8,14 +8,17 @@ from random import Random
 from typing import Any
 
 from scloud.api.routes.accounts import make_account
+from scloud.controllers.storage import rows
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import AccountSpec, ClusterSpec, ImageFormat, ImageSpec, NodeSpec
 from scloud.model.statuses import ImageStatus, NodeStatus, Status
+from scloud.model.storage import DiskTypeSpec, PoolSpec, PoolStatus, StorageClusterSpec, StorageClusterStatus
+from scloud.store import secrets
 from scloud.store.database import Store, Tx
 from scloud.store.resources import SYSTEM, create, refer
 from scloud.store.tables import metadata
 
-from .hardware import IMAGE_MIB, Journal, JournalFile
+from .hardware import IMAGE_MIB, Journal, JournalFile, PoolDisk
 from .loop import SimLoop
 from .processes import AgentProcess, ManagerProcess
 
@@ -52,6 +55,9 @@ class World:
         self.image = ""
         self.manager = ManagerProcess(self, self.base)
         self.nodes: list[AgentProcess] = []
+        self.pool_disk = PoolDisk(capacity_mib=10_000, shared=True)
+        self.pool_disk.hosts = []
+        self.pool = ""
         self.dead_ids: set[str] = set()
         self.statistics: dict[str, int] = {}
         self.calm = False
@@ -108,13 +114,28 @@ class World:
                 row = create(tx, Kind.NODE, SYSTEM, f"n{number}", NodeSpec(cluster=cluster.id), status)
                 refer(tx, row.id, cluster.id, "cluster")
                 made.append(row.id)
+            self._make_pool(tx, made)
             return made
 
         for number, id in enumerate(self.base.write_now(first), 1):
             self.nodes.append(AgentProcess(self, number, id))
 
+    def _make_pool(self, tx: Tx, nodes: list[str]) -> None:
+        """A pool that all nodes reach, or all but one, as the disk type `standard`."""
+        members = nodes if len(nodes) < 3 or self.rng.random() < 0.7 else nodes[:-1]
+        spec = StorageClusterSpec(mode="adopted", nodes=tuple(members), fsid="f", mon_host="192.0.2.1:6789")
+        cluster = create(tx, Kind.STORAGE_CLUSTER, SYSTEM, "store", spec, StorageClusterStatus(state=State.READY))
+        status = PoolStatus(state=State.READY, accepts_new=True, observed_generation=1)
+        of_pool = PoolSpec(cluster=cluster.id, rados_name="p")
+        pool = create(tx, Kind.POOL, SYSTEM, "pool", of_pool, status, parent=cluster.id)
+        create(tx, Kind.DISK_TYPE, SYSTEM, "standard", DiskTypeSpec(pool=pool.id), Status(state=State.READY))
+        for node in members:
+            secrets.put(tx, cluster.id, rows.client_secret(node), "scloud:a2V5")
+            secrets.put(tx, cluster.id, rows.granted_secret(node), '["p"]')
+        self.pool = pool.id
+
     def started(self, node: AgentProcess, vm: str) -> None:
-        """A guest has begun to run: nowhere else may it."""
+        """A guest has begun to run, or has one disk more: nowhere else may it, nor may another have its disks."""
         self.note(f"{vm} runs on {node.name}")
         self.count("starts")
         where = [
@@ -124,6 +145,9 @@ class World:
         ]
         if len(where) > 1:
             self.violation(f"{vm} runs on {' and '.join(where)}")
+        for disk, vms in self.pool_disk.openers().items():
+            if len(vms) > 1:
+                self.violation(f"{disk} is open in {' and '.join(vms)}")
 
     def summary(self) -> dict[str, Any]:
         return {"seed": self.seed, "virtual_s": round(self.loop.time() - 1000, 1), **self.statistics}

@@ -41,6 +41,9 @@ class FakeCeph:
         self.osds: dict[str, dict[str, Any]] = {}
         self.noout: set[str] = set()
         self.monitors: set[str] = set()
+        """The monitors' map; those that run are the quorum, if they are more than half of it."""
+        self.quorum: set[str] = set()
+        self.removed: set[str] = set()
         self.places: dict[str, dict[str, str]] = {}
         self.moving = 0
         self.full = 0.1
@@ -80,14 +83,19 @@ class FakeCeph:
     def _live(self) -> None:
         """Let daemons come up and go as the nodes have been told."""
         wanted: dict[str, OsdDaemon] = {}
+        running: set[str] = set()
         for store in self.told().values():
             for daemon in store.daemons:
                 if isinstance(daemon, MonDaemon):
-                    self.monitors.add(daemon.name)
+                    running.add(daemon.name)
                     self.auth.setdefault("client.admin", {"key": store.admin_key, "caps": {"mon": "allow *"}})
                 known = self.auth.get("client.bootstrap-osd", {}).get("key")
                 if isinstance(daemon, OsdDaemon) and not daemon.absent and known == store.bootstrap_key:
                     wanted[daemon.uuid] = daemon
+        self.removed &= running
+        if not self.monitors or len(self.monitors & running) > len(self.monitors) // 2:
+            self.monitors |= running - self.removed
+        self.quorum = self.monitors & running
         for uuid, daemon in wanted.items():
             if uuid not in self.osds:
                 numbers = {osd["osd"] for osd in self.osds.values()}
@@ -113,7 +121,7 @@ class FakeCeph:
 
     def answer(self, params: dict[str, Any]) -> Any:
         self._live()
-        if self.silent or not (self.monitors or self.admin_key):
+        if self.silent or not (self.admin_key or len(self.quorum) > len(self.monitors) // 2):
             raise unavailable()
         expected = self.admin_key or self.auth["client.admin"]["key"]
         if params["key"] != expected:
@@ -153,7 +161,10 @@ class FakeCeph:
         self.looks += 1
         groups = sum(pool["pg_num"] for pool in self.pools.values())
         bad = len(self.inconsistent)
-        states = [{"state_name": "active+clean", "count": groups - bad}] if groups - bad else []
+        hurt = min(1, self.moving, groups - bad)
+        states = [{"state_name": "active+clean", "count": groups - bad - hurt}] if groups - bad - hurt else []
+        if hurt:
+            states.append({"state_name": "active+undersized+degraded", "count": hurt})
         if bad:
             states.append({"state_name": "active+clean+inconsistent", "count": bad})
         return {
@@ -162,11 +173,11 @@ class FakeCeph:
         }
 
     def _quorum(self) -> Any:
-        names = sorted(self.monitors) or ["a"]
+        names = sorted(self.quorum) or ["a"]
         return {
             "quorum_names": names,
             "quorum_leader_name": names[0],
-            "monmap": {"mons": [{"name": name} for name in names]},
+            "monmap": {"mons": [{"name": name} for name in sorted(self.monitors) or names]},
         }
 
     def _dump(self) -> Any:
@@ -262,6 +273,7 @@ class FakeCeph:
 
     def _do_mon_remove(self, command: dict[str, Any], data: str) -> None:
         self.monitors.discard(command["name"])
+        self.removed.add(command["name"])
 
     def _do_osd_crush_rm(self, command: dict[str, Any], data: str) -> None:
         self.places.pop(command["name"], None)

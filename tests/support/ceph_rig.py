@@ -225,11 +225,12 @@ class CephRig:
     def freeze(self) -> None:
         """The whole cluster stops answering."""
         for process in self._processes.values():
-            process.send_signal(signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGSTOP)
+            self.until(lambda pid=process.pid: _state(pid) == "T", "a daemon to stand still")
 
     def thaw(self) -> None:
         for process in self._processes.values():
-            process.send_signal(signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
 
     def kill_osd(self, number: int) -> None:
         process = self._processes[f"ceph-osd.{number}"]
@@ -239,3 +240,7 @@ class CephRig:
     def start_osd(self, number: int) -> None:
         self._spawn("ceph-osd", str(number))
         self.until(lambda: self._up() == self._osds, "all OSDs to be up")
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from scloud.api.app import PREFIX, make_app
 from scloud.api.context import Context
 from scloud.api.routes.accounts import make_account
+from scloud.controllers.disk_reader import DiskReader
 from scloud.controllers.image_files import ImageFiles
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
@@ -164,6 +165,7 @@ class Cloud:
         self.files = ImageFiles(self.folder / "images")
         self.manager = Manager(self.store, self.files, epoch=epoch, settings=self._settings)
         self.link = LinkServer(self.manager, Authority(), self._send_image)
+        self.files.disks = self.manager.mover.disks = DiskReader(self.store, self.link)
         self.context = Context(self.manager, self.link, join_address="cloud:7781", ca_pin="f" * 64)
         self.app = _app(self.context)
         self._running = asyncio.get_running_loop().create_task(self.manager.run())

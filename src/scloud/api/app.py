@@ -101,6 +101,7 @@ def make_app(context: Context) -> FastAPI:
         nics.router,
         disks.router,
         disk_data.router,
+        disk_data.vms,
         snapshots.router,
         keypairs.keypairs,
         keypairs.placement_groups,

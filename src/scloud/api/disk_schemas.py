@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from scloud.api.schemas import Answer
 from scloud.model.base import Value
-from scloud.model.fields import DiskMib, Name, Ref
+from scloud.model.fields import DiskMib, Name, Ref, worded
 from scloud.model.snapshots import DiskLimits, Rate, SnapshotSchedule
 
 
@@ -67,17 +67,22 @@ class SnapshotCreate(Value):
     spec: SnapshotAsk
 
 
-class FromDiskSpec(Value):
-    """An image from a disk, or from the system disk of a VM that is off."""
+class ImageAsk(Value):
+    """The image's name, and whom `vm ssh` logs in as; the disk's own image says that if nobody else does."""
 
-    disk: Ref | None = None
-    vm: Ref | None = None
-    login_user: Annotated[str | None, Field(max_length=32, pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = None
-
-
-class ImageFromDisk(Value):
     name: Name
-    spec: FromDiskSpec
+    login_user: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=worded(
+                    r"^[a-z_][a-z0-9_-]{0,31}$",
+                    "a user's name: 1-32 of a-z, 0-9, '_' and '-', beginning with a letter or '_'",
+                )
+            ),
+        ]
+        | None
+    ) = None
 
 
 class DiskFigures(Answer):

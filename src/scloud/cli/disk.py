@@ -199,6 +199,18 @@ def flatten(
     act(DISK, [name], "flatten", {}, How(output, wait, timeout), "depends on nothing now")
 
 
+@app.command("move")
+def move(
+    name: NameArgument,
+    type: Annotated[str, typer.Option("--type", metavar="TYPE", help="To where: `scloud disk-type list`.")],
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Move a disk to another pool, by copy: detached, or with its VM off. The old bytes wait in the trash."""
+    act(DISK, [name], "move", {"type": type}, How(output, wait, timeout), f"is of type {type} now")
+
+
 @app.command("figures")
 def figures(name: NameArgument, output: OutputOption = Output.TABLE) -> None:
     """Show what a disk occupies, and what is read and written, measured over a second."""

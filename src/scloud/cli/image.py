@@ -64,6 +64,29 @@ def import_image(
         settle(client, answer, How(output, wait, timeout), "imported", "created")
 
 
+@app.command("create-from")
+def create_from(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")],
+    disk: Annotated[str | None, typer.Option("--disk", metavar="DISK", help="Of a disk, also one in use.")] = None,
+    vm: Annotated[
+        str | None, typer.Option("--vm", metavar="VM", help="Of the system disk of a VM that is off.")
+    ] = None,
+    login_user: Annotated[
+        str | None, typer.Option("--login-user", help="Whom `vm ssh` logs in as.", show_default="its image's")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Make an image of a disk as it is now."""
+    if (disk is None) == (vm is None):
+        raise typer.BadParameter("say --disk or --vm")
+    source = path("disks", disk) if disk is not None else path("vms", str(vm))
+    with connect() as client:
+        answer = client.post(f"{source}/actions/image", given(name=name, login_user=login_user))
+        settle(client, answer, How(output, wait, timeout), "created", "created")
+
+
 def _upload(client: Client, image: Resource, file: Path) -> None:
     """Send the file's bytes. If they do not arrive the image is deleted again: its name is free for another try."""
     size = file.stat().st_size

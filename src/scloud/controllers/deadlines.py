@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import finishing, placement
+from scloud.controllers import finishing, placement, snapshots
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
@@ -62,6 +62,8 @@ def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
     operations.record(tx, row, "error", reason)
     if status.state in TRANSITIONAL and status.state != State.DELETING:
         save(tx, row, status=status.model_copy(update={"state": State.ERROR, "reason": reason}))
+    if kind == Kind.SNAPSHOT:
+        snapshots.wake_users(tx, row)
     if kind == Kind.VM and row.node is None:
         placement.unplaced(tx, row)
     elif kind == Kind.VM:

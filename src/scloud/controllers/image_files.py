@@ -17,9 +17,11 @@ from typing import BinaryIO
 
 import httpx
 
-from scloud.controllers.image_import import ImportedImage, Progress
+from scloud.controllers.disk_reader import DiskReader
+from scloud.controllers.image_import import SNAPSHOT, ImportedImage, Progress
 from scloud.images.convert import convert, sha256
 from scloud.images.inspection import inspect
+from scloud.link.backup import Decoder
 from scloud.link.channel import Channel
 from scloud.link.images import send_image
 from scloud.model.errors import CloudError, ErrorKind
@@ -38,6 +40,8 @@ class ImageFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.disks: DiskReader | None = None
+        """Reads disks for images that are made from them; given by whoever has the link to the nodes."""
         root.mkdir(parents=True, exist_ok=True)
         for pattern in ("*.part", "*.new", "*.export-*"):
             for leftover in root.glob(pattern):
@@ -72,6 +76,8 @@ class ImageFiles:
                 digest = await sha256(upload)
             elif spec.source.startswith("file://"):
                 digest = await self._copy(Path(spec.source.removeprefix("file://")), source, progress)
+            elif spec.source.startswith(SNAPSHOT):
+                digest = await self._read_disk(spec.source.removeprefix(SNAPSHOT), source, progress)
             else:
                 digest = await self._download(spec.source, source, progress)
             if spec.sha256 is not None and digest != spec.sha256:
@@ -154,6 +160,22 @@ class ImageFiles:
                 ErrorKind.ENGINE, f"the source cannot be read: {error or type(error).__name__}: {url}"
             ) from error
         return digest.hexdigest()
+
+    async def _read_disk(self, snapshot: str, into: Path, progress: Progress) -> str:
+        """Returns nothing to compare: a backup carries its own checksums."""
+        if self.disks is None:
+            raise CloudError(ErrorKind.UNAVAILABLE, "this manager reads no disks")
+        async with self.disks.open(snapshot) as read:
+            decoder = Decoder(read)
+            size = (await decoder.header()).size_mib * MIB
+            with into.open("wb") as file:
+                file.truncate(size)
+                async for offset, piece in decoder.extents(size):
+                    if isinstance(piece, bytes):
+                        self._check_room(len(piece))
+                        await asyncio.to_thread(os.pwrite, file.fileno(), piece, offset)
+                    progress(int(55 * offset / size), f"read {offset // MIB} MiB")
+        return ""
 
     async def _copy(self, path: Path, into: Path, progress: Progress) -> str:
         if not path.is_file():

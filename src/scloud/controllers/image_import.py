@@ -7,16 +7,20 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from scloud.controllers import finishing
+from scloud.controllers import finishing, snapshots
+from scloud.controllers.settings import seconds_for
 from scloud.model.base import Value
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
+from scloud.model.snapshots import SnapshotStatus
 from scloud.model.specs import ImageSpec
 from scloud.model.statuses import ImageStatus
 from scloud.store import operations
 from scloud.store.database import Store, Tx
-from scloud.store.resources import Resource, find, remove, save
+from scloud.store.resources import Resource, find, remove, save, unrefer
 
+SNAPSHOT = "snapshot:"
+"""A source that is a snapshot taken for the image alone: its id follows."""
 log = logging.getLogger(__name__)
 Progress = Callable[[int, str], None]
 """Told the percentage and what is being done."""
@@ -64,8 +68,20 @@ class ImageImporter:
             await self._images.delete(id)
             await self._store.write(lambda tx: _forget(tx, id))
             return
-        if row.state == State.CREATING:
+        if row.state == State.CREATING and await self._has_source(row):
             await self._import(row)
+
+    async def _has_source(self, row: Resource) -> bool:
+        """Of an image from a disk: whether the snapshot is there. If it is still to be taken, that wakes us again."""
+        source = row.spec_as(ImageSpec).source
+        if not source.startswith(SNAPSHOT):
+            return True
+        snapshot = await self._store.read(lambda tx: find(tx, source.removeprefix(SNAPSHOT)))
+        if snapshot is None or snapshot.state in (State.ERROR, State.DELETING):
+            why = snapshot.status_as(SnapshotStatus).reason if snapshot is not None else "it is gone"
+            await self._store.write(lambda tx: _failed(tx, row.id, f"the snapshot of its disk failed: {why}"))
+            return False
+        return snapshot.state == State.READY
 
     async def _import(self, row: Resource) -> None:
         loop = asyncio.get_running_loop()
@@ -114,6 +130,7 @@ def _imported(tx: Tx, id: str, imported: ImportedImage) -> None:
     save(tx, row, status=status, observed_generation=row.generation)
     operations.record(tx, row, "info", f"imported: {imported.size_mib} MiB")
     finishing.complete(tx, row, row.generation)
+    _let_go(tx, row)
 
 
 def _failed(tx: Tx, id: str, reason: str) -> None:
@@ -123,10 +140,23 @@ def _failed(tx: Tx, id: str, reason: str) -> None:
     save(tx, row, status=row.status_as(ImageStatus).model_copy(update={"state": State.ERROR, "reason": reason}))
     operations.record(tx, row, "error", reason)
     finishing.fail(tx, row, row.generation, reason)
+    _let_go(tx, row)
+
+
+def _let_go(tx: Tx, image: Resource) -> None:
+    """The snapshot that was taken only for this image goes with the work."""
+    source = image.spec_as(ImageSpec).source
+    snapshot = find(tx, source.removeprefix(SNAPSHOT)) if source.startswith(SNAPSHOT) else None
+    if snapshot is None or snapshot.kind != Kind.SNAPSHOT or snapshot.state == State.DELETING:
+        return
+    unrefer(tx, image.id, snapshot.id, "snapshot")
+    operations.begin(tx, "snapshot.delete", snapshot, seconds=seconds_for("snapshot.delete"))
+    snapshots.leave(tx, snapshot)
 
 
 def _forget(tx: Tx, id: str) -> None:
     row = find(tx, id)
     if row is not None and row.kind == Kind.IMAGE:
+        _let_go(tx, row)
         finishing.complete_deletion(tx, row)
         remove(tx, row)

@@ -15,6 +15,7 @@ from scloud.controllers import deadlines, imports, node_state, placement, servin
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.intake import Intake
+from scloud.controllers.moving import Mover
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
@@ -49,6 +50,7 @@ class Manager:
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
         self._intake = Intake(store)
+        self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
         self._loads: dict[str, float] | None = None
@@ -207,6 +209,8 @@ class Manager:
                 return
             if kind == Kind.IMAGE:
                 await self.importer.work(id)
+            elif kind == "move":
+                done = await self.mover.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
                 await self.caught_up()
                 done = await self.network.work(Kind(kind), id)

@@ -29,7 +29,7 @@ ACTION_SECONDS: dict[str, float] = {
     "image.import": 3600.0,
     "disk.create": 60.0,
     "storage-cluster.create": 600.0,
-    "storage-cluster.adopt": 60.0,
+    "storage-cluster.adopt": 120.0,
     "storage-cluster.device-add": 600.0,
     # Draining takes as long as the bytes take.
     "storage-cluster.device-remove": 7 * 86400.0,

@@ -84,6 +84,14 @@ def observe(tx: Tx, disk: Resource, item: Observed) -> None:
         else:
             operations.record(tx, row, "error", new.reason)
             finishing.fail(tx, row, row.generation, new.reason)
+        wake_users(tx, row)
+
+
+def wake_users(tx: Tx, snapshot: Resource) -> None:
+    """Images that wait for it are looked at again."""
+    for user in users_of(tx, snapshot.id):
+        if user.kind == Kind.IMAGE:
+            operations.enqueue(tx, user.key)
 
 
 def refuse_clones(tx: Tx, disk: Resource) -> None:

@@ -68,6 +68,8 @@ class DiskStatus(Status):
     """Bytes are being streamed into it, or that broke off: it cannot be attached until an import has ended."""
     imported: str | None = None
     """The snapshot whose bytes it has from an import, as long as nobody can have written to it since."""
+    moved_from: tuple[str, int, int] | None = None
+    """While another disk's bytes are copied into it, to take its place: that disk, its generation, its VM's."""
     next_snapshot_at: float | None = None
     """When its schedule is due, seconds since 1970."""
 

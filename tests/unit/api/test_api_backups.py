@@ -187,6 +187,121 @@ async def test_an_import_goes_down_with_its_manager_and_can_be_begun_anew(cloud:
     assert (await put(cloud, "two", good))["state"] == "done"
 
 
+async def test_an_image_is_made_of_a_disk_and_its_snapshot_goes(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    server.disk.write(one, 3 * MIB, b"kept")
+    node = cloud.nodes["n1"]
+    node.holding = True
+    made = await cloud.alice.do("POST", "/disks/one/actions/image", {"name": "golden", "login_user": "ada"})
+    (snapshot,) = await cloud.alice.list("/snapshots")
+    refused = await cloud.alice.fail("DELETE", f"/snapshots/{snapshot['id']}", status=409, code="in_use")
+    assert refused["users"] == ["image golden"]
+    await server.storage.snapshot(one, snapshot["id"])
+    server.disk.write(one, 3 * MIB, b"later")
+    await node.release()
+    await cloud.alice.wait(made)
+    image = await cloud.alice.get("/images/golden")
+    assert (image["status"]["size_mib"], image["spec"]["login_user"]) == (8, "ada")
+    content = (await cloud.alice.ask("GET", "/images/golden/data")).content
+    assert content == bytes(3 * MIB) + b"kept" + bytes(5 * MIB - 4)
+    await cloud.until_gone(snapshot["id"])
+
+
+async def test_an_image_of_a_disk_fails_with_its_snapshot(cloud: Cloud, server: Server) -> None:
+    one = await make(cloud, server, "one")
+    node = cloud.nodes["n1"]
+    broken = Observed(key=f"disk/{one}", generation=2, state="error", settled=True, reason="the pool is read-only")
+    node.override[f"disk/{one}"] = broken
+    made = await cloud.alice.do("POST", "/disks/one/actions/image", {"name": "golden"})
+    op = await cloud.alice.wait(made, "failed")
+    assert "read-only" in op["message"]
+    del node.override[f"disk/{one}"]
+    await cloud.alice.end("DELETE", "/images/golden")
+
+    async def gone() -> bool:
+        return not await cloud.alice.list("/snapshots")
+
+    await cloud.eventually(gone)
+    await cloud.image()
+    await cloud.alice.create("vms", "a", image="micro", disk_type="standard")
+    body = {"name": "of-a"}
+    problem = await cloud.alice.fail("POST", "/vms/a/actions/image", body, status=409, code="conflict")
+    assert "stop it first" in problem["detail"]
+
+
+async def follow(cloud: Cloud, server: Server, move: dict[str, Any]) -> None:
+    """What the node does of itself: makes the new disk and takes the snapshot."""
+    new = move["resource"]["id"]
+    await server.storage.create(new, 8, None)
+    for row in await cloud.alice.list("/snapshots"):
+        await server.storage.snapshot(row["spec"]["disk"], row["id"])
+
+
+async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    node = cloud.nodes["n1"]
+    other = await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    one = await make(cloud, server, "one")
+    server.disk.write(one, 5 * MIB, b"moved")
+    await cloud.alice.create("vms", "a", image="micro", disks=["one"])
+    problem = await cloud.alice.fail("POST", "/disks/one/actions/move", {"type": "fast"}, status=409, code="conflict")
+    assert "cannot be moved" in problem["detail"]
+    await cloud.alice.end("POST", "/vms/a/actions/stop", {"force": True})
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    await follow(cloud, server, move)
+    await node.release()
+    await cloud.alice.wait(move)
+    moved = await cloud.alice.get("/disks/one")
+    assert (moved["spec"]["pool"], moved["spec"]["type"]) == (other, "fast") and moved["id"] != one
+    assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
+    await cloud.alice.end("POST", "/vms/a/actions/start")
+    assert {row["name"] for row in await cloud.alice.list("/disks", vm="a")} == {"a-system", "one"}
+    (old,) = await cloud.alice.list("/disks", state="trashed")
+    assert old["id"] == one and old["spec"]["former_name"] == "one"
+
+
+async def test_a_move_ends_with_the_new_disk(cloud: Cloud, server: Server) -> None:
+    node = cloud.nodes["n1"]
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    await make(cloud, server, "one")
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    refused = await cloud.alice.fail("DELETE", "/disks/one", status=409, code="in_use")
+    assert refused["users"] == [f"disk {move['resource']['name']}"]
+    deletion = await cloud.alice.do("DELETE", f"/disks/{move['resource']['id']}")
+    await cloud.alice.wait(move, "failed")
+    await node.release()
+    await cloud.alice.wait(deletion)
+
+    async def as_before() -> bool:
+        return not await cloud.alice.list("/snapshots") and len(await cloud.alice.list("/disks")) == 1
+
+    await cloud.eventually(as_before)
+
+
+async def test_a_move_of_a_disk_that_was_used_meanwhile_is_given_up(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    node = cloud.nodes["n1"]
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    one = await make(cloud, server, "one")
+    await cloud.alice.create("vms", "a", image="micro")
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    await follow(cloud, server, move)
+    await cloud.alice.do("POST", "/disks/one/actions/attach", {"vm": "a"})
+    await node.release()
+    op = await cloud.alice.wait(move, "failed")
+    assert "changed meanwhile" in op["message"]
+    await cloud.until_gone(move["resource"]["id"])
+    assert (await cloud.alice.get("/disks/one"))["id"] == one
+
+    async def none_left() -> bool:
+        return not await cloud.alice.list("/snapshots")
+
+    await cloud.eventually(none_left)
+
+
 def _as_if_killed(tx: Any, disk: str) -> None:
     """What the database has while an import is under way."""
     from scloud.controllers import imports

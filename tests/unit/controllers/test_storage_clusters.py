@@ -182,7 +182,7 @@ async def test_a_device_is_added_and_removed_with_its_data_moved_away_first(clou
     await nodes[0].until(lambda: len(store_of(nodes[0], id).daemons) == 4)
     assert len(ceph.osds) == 6
     assert [command for command in ceph.commands if command.startswith("osd purge")] == [
-        "osd purge id=6 yes_i_really_mean_it=True"
+        "osd purge id=6 force=True yes_i_really_mean_it=True"
     ]
 
 
@@ -222,14 +222,38 @@ async def test_a_broken_device_is_replaced_by_an_empty_one(cloud: Cloud) -> None
     await cloud.admin.create("pools", "p", cluster="c1")
     old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
     ceph.dead.add(old)
-    ceph.moving = 3
-    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
-    await shown(cloud, lambda status: status["removing"])
-    ceph.moving = 0
-    await cloud.admin.wait(asked)
+    ceph.moving = 3  # what it had is missing, and there is no fourth host for it
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
     assert old not in ceph.osds and len(ceph.osds) == 3
     (fresh,) = [daemon for daemon in store_of(nodes[1], id).daemons if isinstance(daemon, OsdDaemon)]
     assert fresh.uuid != old and fresh.path == "/osd/0" and ceph.osds[fresh.uuid]["up"]
+
+
+async def test_a_device_that_cannot_be_drained_goes_when_all_others_are_whole(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.moving = 3
+    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
+    seen = await shown(cloud, lambda status: status["removing"])
+    assert "every other copy is whole" in str(seen["status"]["removing"])
+    looks = ceph.looks
+    await cloud.eventually(_is(lambda: ceph.looks > looks + 4))
+    assert len(ceph.osds) == 3 and not [command for command in ceph.commands if command.startswith("osd out")]
+    ceph.moving = 0
+    await cloud.admin.wait(asked)
+    assert len(ceph.osds) == 3
+
+
+async def test_a_device_with_room_beside_it_is_drained_before_it_is_replaced(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud, count=4, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.moving = 3
+    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
+    await shown(cloud, lambda status: "3 objects left" in str(status["removing"]))
+    ceph.moving = 0
+    await cloud.admin.wait(asked)
+    kinds = [command.split(" ")[1] for command in ceph.commands if command.startswith(("osd out", "osd purge"))]
+    assert kinds == ["out", "purge"] and len(ceph.osds) == 4
 
 
 async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: Cloud) -> None:
@@ -248,11 +272,42 @@ async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: 
     assert "client.scloud-n1" in ceph.auth
 
 
+async def test_the_only_monitor_is_not_stopped_before_its_successor_leads(cloud: Cloud) -> None:
+    ceph, nodes, _ = await deployed(cloud, count=2, per_node=1)
+    assert ceph.monitors == {"n1"}
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-remove", {"node": "n1"})
+    assert ceph.monitors == {"n2"} and [command for command in ceph.commands if command.startswith("mon ")] == [
+        "mon remove name=n1"
+    ]
+    spec = (await cloud.admin.get("/storage-clusters/c1"))["spec"]
+    assert spec["monitors"] == [nodes[1].id] and spec["mon_host"] == "[v2:192.0.2.2:7000]"
+    problem = await cloud.admin.fail(
+        "POST", "/storage-clusters/c1/actions/node-remove", {"node": "n2"}, status=409, code="conflict"
+    )
+    assert "the last of cluster" in problem["detail"]
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-add", {"node": "n1"})
+    await shown(cloud, lambda status: status["state"] == "ready")
+
+
 def _is(true: Any) -> Any:
     async def asked() -> bool:
         return bool(true())
 
     return asked
+
+
+async def test_disks_of_a_node_that_leaves_are_looked_after_by_another(cloud: Cloud) -> None:
+    _, nodes, _ = await deployed(cloud, count=4, per_node=1)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    await cloud.admin.create("disk-types", "shared", pool="p")
+    disks = [await cloud.alice.create("disks", f"d{number}", size_mib=64, type="shared") for number in range(8)]
+    assert cloud.rows("node_usage", node=(await cloud.admin.get("/pools/p"))["id"])[0]["disk_mib"] == 8 * 64
+    await shown(cloud, lambda status: status["capacity"]["provisioned_mib"] == 512, "/pools/p")
+    await cloud.admin.fail("DELETE", "/pools/p", status=409, code="in_use")
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-remove", {"node": "n1"})
+    for disk in disks:
+        (row,) = cloud.rows("resource", id=disk["id"])
+        assert row["node"] not in (None, nodes[0].id)
 
 
 async def test_maintenance_concerns_one_host_and_settings_all(cloud: Cloud) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.local import LocalStorage
-from scloud.drivers.storage.protocol import FromImage
+from scloud.drivers.storage.protocol import FromImage, FromSnapshot
 from scloud.model.errors import CloudError, ErrorKind
 
 MIB = 1024 * 1024
@@ -108,7 +110,7 @@ async def test_space_that_ends_in_the_middle(tmp_path: Path, image: Path, monkey
     """For real: somebody else takes the space after it was checked."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "scloud-test") as mount:
         storage = LocalStorage(mount)
-        monkeypatch.setattr(storage, "_require", lambda disk, needed: None)
+        monkeypatch.setattr(storage, "_require", lambda *_: None)
         with pytest.raises(CloudError, match=r"1 of 1 MiB are free") as caught:
             await storage.create("dsk-1", 10, FromImage("img", image))
         assert caught.value.kind == ErrorKind.NO_CAPACITY
@@ -142,7 +144,7 @@ async def test_a_killed_maker_leaves_no_disk(tmp_path: Path, image: Path) -> Non
 import asyncio, os, pathlib, time
 from scloud.drivers.storage import sparse
 from scloud.drivers.storage.local import LocalStorage
-from scloud.drivers.storage.protocol import FromImage
+from scloud.drivers.storage.protocol import FromImage, FromSnapshot
 def copy(source, target, stop):
     os.write(target, b"x" * {MIB})
     print("begun", flush=True)
@@ -211,3 +213,61 @@ def test_copies_are_exact_and_keep_holes(
         writer.truncate(source.stat().st_size)
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks <= source.stat().st_blocks
+
+
+@contextmanager
+def open_in_qemu(path: Path) -> Iterator[None]:
+    """As QEMU does it: shared locks on some bytes of the file, which belong to the open file."""
+    with path.open("r+b") as file:
+        lock = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0)
+        fcntl.fcntl(file.fileno(), fcntl.F_OFD_SETLK, lock)
+        yield
+
+
+async def test_without_reflinks_a_disk_in_use_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(sparse, "reflink", lambda source, target: False)
+    await storage.create("dsk-1", 4, None)
+    with open_in_qemu((await storage.locate("dsk-1")).path):
+        with pytest.raises(CloudError, match="stop the VM or detach the disk") as caught:
+            await storage.snapshot("dsk-1", "snp-1")
+        assert caught.value.kind == ErrorKind.CONFLICT
+    await storage.snapshot("dsk-1", "snp-1")
+    facts = await storage.show("dsk-1")
+    assert facts is not None and facts.snapshots == (("snp-1", 4),)
+
+
+@pytest.mark.engine
+async def test_reflinks_keep_a_disk_while_it_is_written(tmp_path: Path) -> None:
+    device = formatted(tmp_path / "device", "xfs")
+    with mounted(tmp_path / "mount", "-o", "loop", str(device)) as point:
+        storage = LocalStorage(point)
+        await storage.create("dsk-1", 16, None)
+        path = (await storage.locate("dsk-1")).path
+        with open_in_qemu(path), path.open("r+b") as guest:
+            guest.write(b"a" * 4 * MIB)
+            guest.flush()
+            used = (await storage.free_mib())[0]
+            await storage.snapshot("dsk-1", "snp-1")
+            assert used - (await storage.free_mib())[0] < 2, "a snapshot shares the disk's bytes"
+            guest.seek(0)
+            guest.write(b"b" * MIB)
+        await storage.create("dsk-2", 16, FromSnapshot("dsk-1", "snp-1"))
+        assert (await storage.locate("dsk-2")).path.read_bytes()[: 5 * MIB] == b"a" * 4 * MIB + bytes(MIB)
+
+
+async def test_leftovers_of_crashed_roll_backs_and_rebuilds_are_swept(tmp_path: Path) -> None:
+    for name in (
+        "dsk-1.2.raw",
+        "dsk-1.2.3.raw",
+        "dsk-1.2.1.snp-1.snap",
+        "dsk-1.1.1.snp-0.snap",
+        "dsk-9.0.1.snp-9.snap",
+    ):
+        (tmp_path / name).write_bytes(bytes(MIB))
+    storage = LocalStorage(tmp_path)
+    assert names(tmp_path) == ["dsk-1.2.1.snp-1.snap", "dsk-1.2.3.raw"]
+    facts = await storage.show("dsk-1")
+    assert facts is not None and (facts.rolled_back, facts.snapshots) == (3, (("snp-1", 1),))
+    await storage.create("dsk-1", 4, None, incarnation=3)
+    assert names(tmp_path) == ["dsk-1.3.raw"]

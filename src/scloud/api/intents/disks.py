@@ -8,7 +8,7 @@ from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents.common import refuse_while_leaving, resolve
 from scloud.api.intents.networks import refuse_attached, rename_plain
-from scloud.controllers import finishing, placement, serving, snapshot_schedule, snapshots, trash
+from scloud.controllers import finishing, moving, placement, serving, snapshot_schedule, snapshots, trash
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
 from scloud.model.ids import is_id
 from scloud.model.kinds import Kind, State
@@ -252,6 +252,35 @@ def roll_back(tx: Tx, account: str, ref: str, snapshot_ref: str) -> dict[str, An
     return _change(tx, disk, "disk.rollback", new, f"being rolled back to {snapshot.name}")
 
 
+def move(tx: Tx, account: str, ref: str, type_ref: str) -> dict[str, Any]:
+    """To another pool, by copy. The disk that takes its place has another id; the old one waits in the trash."""
+    disk = _get(tx, account, ref)
+    spec = disk.spec_as(DiskSpec)
+    type_, pool = find_type(tx, "type", type_ref)
+    if pool is None:
+        raise invalid("type", "must be of a pool: a disk cannot be moved to a node's own storage")
+    if pool == spec.pool:
+        raise invalid("type", f"is of the pool that disk '{disk.name}' is in already")
+    refuse_while_open(tx, disk, "move it (a disk in use cannot be moved)")
+    if disk.node is None:
+        raise CloudError(ErrorKind.CONFLICT, f"disk '{disk.name}' has no bytes yet; make another of that type instead")
+    kept = [row.name for row in snapshots.of_disk(tx, disk.id)]
+    if kept:
+        more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+        raise CloudError(
+            ErrorKind.IN_USE,
+            f"disk '{disk.name}' has snapshots, which cannot move with it: {', '.join(kept[:5])}{more}; delete them",
+            users=[f"snapshot {name}" for name in kept],
+        )
+    vm = find(tx, spec.vm) if spec.vm else None
+    if vm is not None and vm.node is not None and vm.node not in serving.reaching(tx, pool):
+        raise CloudError(
+            ErrorKind.CONFLICT, f"vm '{vm.name}' is on a node that does not reach the pool; detach the disk first"
+        )
+    op, row = moving.begin(tx, disk, type_, pool)
+    return accepted(op, row)
+
+
 def refuse_while_open(tx: Tx, disk: Resource, what: str) -> None:
     """CONFLICT unless the disk is detached or its VM is off."""
     spec, status = disk.spec_as(DiskSpec), disk.status_as(DiskStatus)
@@ -294,6 +323,9 @@ def delete(tx: Tx, account: str, ref: str, *, now: bool = True, trash_s: float =
     if disk.state != State.DELETING:
         refuse_attached(tx, disk, spec.vm)
         snapshots.refuse_clones(tx, disk)
+    if status.moved_from is not None and disk.state != State.DELETING:
+        given_up = moving.give_up(tx, disk, CloudError(ErrorKind.CONFLICT, "the new disk was deleted"))
+        return accepted(given_up, find(tx, disk.id) or disk)
     if disk.state == State.TRASHED and not now:
         return accepted(begin_and_end(tx, "disk.trash", disk, "it is in the trash already"), disk)
     if now or spec.pool is None or disk.state == State.DELETING or not status.told or status.importing:

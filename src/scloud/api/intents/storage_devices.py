@@ -163,7 +163,9 @@ def remove_node(tx: Tx, ref: str, node: str) -> Answer:
     op = begin(tx, "storage-cluster.node-remove", row)
     spec = spec.model_copy(update={"leaving": (*spec.leaving, found.id)})
     spec = members.staffed(tx, row.id, spec)
-    return _leave(tx, op, row, spec, mine)
+    answer = _leave(tx, op, row, spec, mine)
+    members.serve_elsewhere(tx, row, found)
+    return answer
 
 
 def maintenance(tx: Tx, ref: str, node: str, on: bool) -> Answer:

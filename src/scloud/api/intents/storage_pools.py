@@ -46,7 +46,7 @@ def create_pool(tx: Tx, name: str, ask: PoolAsk) -> dict[str, Any]:
     cluster, _ = cluster_of(tx, found.id)
     if cluster.observed_generation == 0:
         reason = cluster.status_as(StorageClusterStatus).reason
-        raise CloudError(ErrorKind.CONFLICT, f"cluster '{cluster.name}' is {cluster.state}, not ready yet: {reason}")
+        raise CloudError(ErrorKind.CONFLICT, f"cluster '{cluster.name}' is not ready ({cluster.state}): {reason}")
     spec = PoolSpec(
         cluster=cluster.id, redundancy=ask.redundancy, fault_domain=ask.fault_domain, media=ask.media, rados_name=""
     )

@@ -10,11 +10,12 @@ from fastapi import Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
-from scloud.api.context import CallerDep, ContextDep, send
-from scloud.api.disk_schemas import DiskFigures
+from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.disk_schemas import DiskFigures, ImageAsk
+from scloud.api.intents import disk_images
 from scloud.api.intents.disks import refuse_while_open, usable
-from scloud.api.reading import fetch, router_for
-from scloud.api.schemas import BYTES, OperationOut, RefPath
+from scloud.api.reading import fetch, owner_for, router_for
+from scloud.api.schemas import BYTES, Accepted, OperationOut, RefPath
 from scloud.controllers import imports
 from scloud.link.backup import CHUNK, BackupHeader, Decoder, pieces
 from scloud.link.channel import Channel
@@ -27,7 +28,9 @@ from scloud.store.database import Tx
 from scloud.store.resources import Resource, find
 
 router = router_for(Kind.DISK)
-SnapshotQuery = Annotated[str, Query(max_length=63, pattern=REF_PATTERN, description="the snapshot to save")]
+SnapshotQuery = Annotated[
+    str | None, Query(max_length=63, pattern=REF_PATTERN, description="the snapshot to save; required")
+]
 SinceQuery = Annotated[
     str | None, Query(max_length=63, pattern=REF_PATTERN, description="only what has changed from this one")
 ]
@@ -36,12 +39,18 @@ SAMPLE_S = 1.0
 
 @router.get("/{ref}/export", response_class=StreamingResponse, responses={200: BYTES})
 async def export_disk(
-    ref: RefPath, snapshot: SnapshotQuery, context: ContextDep, caller: CallerDep, since: SinceQuery = None
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    snapshot: SnapshotQuery = None,
+    since: SinceQuery = None,
 ) -> Response:
     """A snapshot's bytes as a backup, or with `since` what has changed from an older one; nothing is kept here."""
 
     def look(tx: Tx) -> tuple[Resource, str, str | None]:
         disk = fetch(tx, Kind.DISK, ref, caller)
+        if snapshot is None:
+            raise invalid("snapshot", "is required: a snapshot of the disk")
         if disk.node is None:
             raise CloudError(ErrorKind.CONFLICT, f"disk '{disk.name}' is {disk.state} and on no node; try again later")
         ids = [
@@ -86,7 +95,7 @@ async def _pass_on(channel: Channel, finished: asyncio.Event) -> AsyncIterator[b
 )
 async def import_disk(ref: RefPath, request: Request, context: ContextDep, caller: CallerDep) -> Response:
     """Write a backup over a detached disk; answers when it is done. One of changes continues the import before it."""
-    await context.store.read(lambda tx: fetch(tx, Kind.DISK, ref, caller))  # before a byte is looked at
+    await context.store.read(lambda tx: fetch(tx, Kind.DISK, ref, caller))
     upload = _Upload(request)
     header = await upload.header()
 
@@ -116,6 +125,37 @@ async def import_disk(ref: RefPath, request: Request, context: ContextDep, calle
     if error is not None and error.kind in (ErrorKind.INVALID, ErrorKind.CONFLICT):
         raise error
     return send(result, 202)
+
+
+@router.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
+async def image_of_disk(
+    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """An image of a disk as it is now; the answer's resource is the image."""
+    return await write(
+        context,
+        caller,
+        lambda tx: disk_images.from_disk(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.name, body.login_user),
+        request=request,
+        key=key,
+    )
+
+
+vms = router_for(Kind.VM)
+
+
+@vms.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
+async def image_of_vm(
+    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """An image of the system disk of a VM that is off; the answer's resource is the image."""
+    return await write(
+        context,
+        caller,
+        lambda tx: disk_images.from_vm(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.name, body.login_user),
+        request=request,
+        key=key,
+    )
 
 
 class _Upload:

@@ -11,6 +11,7 @@ from scloud.api.disk_schemas import (
     DiskCreate,
     DiskResize,
     LimitAsk,
+    MoveAsk,
     RestoreAsk,
     RollbackAsk,
     ScheduleAsk,
@@ -224,3 +225,17 @@ async def restore_disk(
         return disks.restore(tx, account, ref, body.name if body else None)
 
     return await write(context, caller, restore, request=request, key=key)
+
+
+@router.post("/{ref}/actions/move", status_code=202, response_model=Accepted)
+async def move_disk(
+    request: Request, ref: RefPath, body: MoveAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
+) -> Response:
+    """To another type's pool, by copy; detached or with its VM off. The answer's resource takes the disk's place."""
+    return await write(
+        context,
+        caller,
+        lambda tx: disks.move(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.type),
+        request=request,
+        key=key,
+    )

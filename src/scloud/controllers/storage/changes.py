@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from scloud.controllers.storage import rows
 from scloud.controllers.storage.load import Load
 from scloud.controllers.storage.look import Look
+from scloud.controllers.storage.members import lasting_monitors, with_monitors
 from scloud.controllers.storage.render import store_id
 from scloud.model.observed import Observed
 from scloud.model.storage import Device, StorageClusterSpec
+from scloud.reconcile.ceph import devices
 from scloud.reconcile.ceph.view import View
 from scloud.store import operations, secrets
 from scloud.store.database import Tx
@@ -37,16 +39,16 @@ def let_go(reports: Reports, load: Load, node: str) -> bool:
 
 def spec_after(tx: Tx, load: Load, look: Look, reports: Reports, scrubbed: frozenset[str]) -> StorageClusterSpec:
     """The spec with what has come to its end taken out of it."""
-    spec = load.spec
-    devices = _devices(tx, load, look, reports)
-    busy = {device.node for device in devices} | set(spec.monitors) | set(spec.managers)
+    spec = _monitors(load, look)
+    left = _devices(tx, load, look, reports)
+    busy = {device.node for device in left} | set(spec.monitors) | set(spec.managers)
     gone = {node for node in spec.leaving if node not in busy and let_go(reports, load, node)}
     for node in gone:
         unrefer(tx, load.row.id, node, "store")
     repairs = tuple(group for group in spec.repairs if _unrepaired(group, look))
     return spec.model_copy(
         update={
-            "devices": devices,
+            "devices": left,
             "nodes": tuple(node for node in spec.nodes if node not in gone),
             "leaving": tuple(node for node in spec.leaving if node not in gone),
             "maintenance": tuple(node for node in spec.maintenance if node not in gone),
@@ -56,22 +58,42 @@ def spec_after(tx: Tx, load: Load, look: Look, reports: Reports, scrubbed: froze
     )
 
 
+def _monitors(load: Load, look: Look) -> StorageClusterSpec:
+    """Those that have left the cluster's map can be stopped."""
+    spec = load.spec
+    lasting = lasting_monitors(spec, load.sites) if load.deployed else list(spec.monitors)
+    if len(lasting) == len(spec.monitors) or not set(load.names(tuple(lasting))) <= set(look.view.quorum):
+        return spec
+    left = [
+        node
+        for node in spec.monitors
+        if node in lasting or (node in load.sites and load.sites[node].name in look.view.monitors)
+    ]
+    return with_monitors(spec, left, load.sites)
+
+
 def _unrepaired(group: str, look: Look) -> bool:
     return group in look.inconsistent or not look.view.manager
 
 
 def _devices(tx: Tx, load: Load, look: Look, reports: Reports) -> tuple[Device, ...]:
     kept = []
+    in_place = load.in_place()
     for device in load.spec.devices:
         osd = look.view.osd(device.uuid)
         if not device.out:
             kept.append(device)
         elif not device.drained:
             # One that the cluster has never heard of has nothing on it.
-            empty = osd is None or (not osd.taken_in and osd.number in look.safe)
+            if device.uuid in in_place:
+                empty = devices.expendable(device, load.spec.devices, look.view)
+                why = "can be done without, and cannot be drained"
+            else:
+                empty = osd is None or (not osd.taken_in and osd.number in look.safe)
+                why = "is empty"
             if empty:
                 what = f"osd.{osd.number}" if osd is not None else device.path
-                operations.record(tx, load.row, "info", f"{what} is empty; its device is wiped")
+                operations.record(tx, load.row, "info", f"{what} {why}; its device is wiped")
             kept.append(device.model_copy(update={"drained": True}) if empty else device)
         elif osd is not None or not _wiped(reports, load, device):
             kept.append(device)
@@ -126,7 +148,8 @@ def grant(tx: Tx, load: Load, look: Look) -> bool:
 
 def waits_for(load: Load, view: View, reports: Reports) -> str:
     """What a deployed cluster is not ready for want of, in words; empty if it is."""
-    missing = sorted(set(load.names(load.spec.monitors)) - set(view.quorum))
+    lasting = tuple(lasting_monitors(load.spec, load.sites))
+    missing = sorted(set(load.names(lasting)) - set(view.quorum))
     if missing:
         return f"waiting for monitors on {', '.join(missing)}"
     if not view.manager:

@@ -72,6 +72,8 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
         joined=all(found.secrets.get(f"granted/{node}") for node in found.sites),
         waits=waits,
         track=seen.track,
+        in_place=found.in_place(),
+        trouble=changes.troubles(found, reports),
     )
 
 
@@ -152,6 +154,7 @@ def _osds(found: Load, seen: tuple[OsdSeen, ...]) -> tuple[OsdStatus, ...]:
 
 def _removing(found: Load, spec: StorageClusterSpec, seen: Round) -> dict[str, str]:
     view = seen.look.view
+    in_place = found.in_place()
     result = {}
     for device in spec.devices:
         if not device.out:
@@ -160,7 +163,10 @@ def _removing(found: Load, spec: StorageClusterSpec, seen: Round) -> dict[str, s
         site = found.sites.get(device.node)
         place = f"{site.name if site else device.node}:{device.path}"
         name = f"osd.{osd.number} ({place})" if osd else place
-        result[name] = "being wiped" if device.drained else figures.progress(seen.track)[1]
+        if device.drained:
+            result[name] = "being wiped"
+        else:
+            result[name] = ending.WHOLE if device.uuid in in_place else figures.progress(seen.track)[1]
     for node in spec.leaving:
         if node in found.sites:
             result.setdefault(f"node {found.sites[node].name}", "is leaving")

@@ -151,6 +151,12 @@ class Keeper:
             return AWAY_S if found.status.state != State.CREATING else SOON_S
         if self._slow is not seen.slow:
             self._slow, self._slow_at = seen.slow, self._now()
+        # What is wanted is read after what is there: else something that has just been asked for, and made, would be
+        # taken for something that nobody wants.
+        again = await self._store.read(lambda tx: load(tx, self._id))
+        if again is None or again.leaving:
+            return 0.0
+        found = again
         self._generation = found.row.generation
         left = seen.view.degraded + seen.view.misplaced
         self._track = track(self._track, self._now(), left, seen.view.recovering_per_s)

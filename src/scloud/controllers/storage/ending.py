@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from scloud.model.errors import ErrorKind
 from scloud.model.storage import StorageClusterSpec
 from scloud.reconcile.ceph.figures import Track, progress
@@ -12,6 +14,7 @@ from scloud.store.operations import Operation, OperationState
 from scloud.store.resources import Resource
 
 NOUN = "storage-cluster"
+WHOLE = "waiting until every other copy is whole: its data have no other place to go"
 OF_DEVICES = frozenset(f"{NOUN}.device-{verb}" for verb in ("add", "remove", "keep", "replace"))
 
 
@@ -26,13 +29,16 @@ def update(
     joined: bool,
     waits: str,
     track: Track | None,
+    in_place: Collection[str],
+    trouble: str,
 ) -> None:
-    """`settled`: nothing is left to be commanded; `ready`: it can be used; `joined`: each node has its key."""
+    """`settled`: nothing is left to be commanded; `ready`: it can be used; `joined`: each node has its key;
+    `in_place`: devices that cannot be drained; `trouble`: what agents complain of."""
     for op in operations.open_for(tx, row.id):
         if op.action == f"{NOUN}.delete":
             continue
         if op.action in OF_DEVICES:
-            _devices(tx, op, spec, view, track)
+            _devices(tx, op, spec, view, track, in_place, trouble)
         elif op.action == f"{NOUN}.node-remove":
             if not spec.leaving:
                 _done(tx, op, "removed")
@@ -62,7 +68,15 @@ def update(
             _done(tx, op)
 
 
-def _devices(tx: Tx, op: Operation, spec: StorageClusterSpec, view: View, track: Track | None) -> None:
+def _devices(
+    tx: Tx,
+    op: Operation,
+    spec: StorageClusterSpec,
+    view: View,
+    track: Track | None,
+    in_place: Collection[str],
+    trouble: str,
+) -> None:
     """Done when none of its devices is on its way any more."""
     mine = [device for device in spec.devices if device.operation == op.id]
     waiting = []
@@ -70,11 +84,11 @@ def _devices(tx: Tx, op: Operation, spec: StorageClusterSpec, view: View, track:
         osd = view.osd(device.uuid)
         if device.out:
             if not device.drained:
-                _say(tx, op, *progress(track))
+                _say(tx, op, *((10, WHOLE) if device.uuid in in_place else progress(track)))
                 return
             waiting.append("wiping the device")
         elif osd is None or not osd.up or not osd.taken_in:
-            waiting.append("starting the new OSD")
+            waiting.append(f"starting the new OSD{trouble}")
     if waiting:
         _say(tx, op, 96 if waiting[0].startswith("wiping") else 50, waiting[0])
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scloud.controllers.storage.line import Line
+from scloud.controllers.storage.line import COMMAND_S, Line
 from scloud.controllers.storage.load import Load
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.reconcile.ceph import devices
@@ -28,6 +28,9 @@ from scloud.reconcile.ceph.view import (
 FIRST_S = 12.0
 """For the question that shows whether the cluster answers at all; a new connection is part of it."""
 
+MGR_S = 6.0
+"""A manager answers at once or is not reached; what can be done without it is not to wait for it."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -43,7 +46,7 @@ async def _ask(line: Line, load: Load, target: str, questions: Mapping[str, dict
 
     async def one(name: str, args: dict[str, Any]) -> tuple[str, Any]:
         try:
-            return name, await line.send(load, Command(args, "", target))
+            return name, await line.send(load, Command(args, "", target), MGR_S if target == "mgr" else COMMAND_S)
         except CloudError:
             if target == "mgr":
                 return name, None
@@ -78,7 +81,7 @@ async def look(line: Line, load: Load, known: Slow | None) -> Look:
 async def _said(line: Line, load: Load, target: str, args: dict[str, Any]) -> Any:
     """An answer that there may be none to: OSDs that are still needed make an error of it."""
     try:
-        return await line.send(load, Command(args, "", target))
+        return await line.send(load, Command(args, "", target), MGR_S)
     except CloudError as error:
         if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT, ErrorKind.IN_USE, ErrorKind.NOT_FOUND):
             return None

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from scloud.controllers import serving
 from scloud.controllers.storage import rows
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import DiskSpec
 from scloud.model.storage import StorageClusterSpec
 from scloud.reconcile.ceph import layout
+from scloud.reconcile.ceph.layout import Site
 from scloud.store import secrets
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, on_node, save, unrefer
 
 
+def staying(spec: StorageClusterSpec, sites: Mapping[str, Site]) -> dict[str, Site]:
+    return {node: site for node, site in sites.items() if node in spec.nodes and node not in spec.leaving}
+
+
+def lasting_monitors(spec: StorageClusterSpec, sites: Mapping[str, Site]) -> list[str]:
+    """Who is to have a monitor in the end. Others of the spec's go on until these have formed a quorum."""
+    there = staying(spec, sites)
+    return _kept(spec.monitors, there, [site.id for site in layout.choose_monitors(list(there.values()))])
+
+
+def with_monitors(spec: StorageClusterSpec, monitors: Sequence[str], sites: Mapping[str, Site]) -> StorageClusterSpec:
+    """Those that were there keep their address, whatever has become of their node's."""
+    known = dict(zip(spec.monitors, layout.addresses_in(spec.mon_host), strict=True))
+    entries = [known.get(node) or f"{sites[node].address}:{spec.first_port}" for node in monitors]
+    text = ",".join(f"[v2:{entry}]" for entry in entries)
+    return spec.model_copy(update={"monitors": tuple(monitors), "mon_host": text})
+
+
 def staffed(tx: Tx, cluster: str, spec: StorageClusterSpec) -> StorageClusterSpec:
-    """Monitors and managers for the nodes there are now: those that stay keep their part, the missing are added."""
+    """Monitors and managers for the nodes there are now: those that stay keep their part, the missing are added.
+
+    A monitor that is to go is not stopped yet: while it is in the cluster's map, its end could cost the quorum.
+    """
     if spec.mode != "deployed":
         return spec
-    sites = rows.sites_of(tx, tuple(node for node in spec.nodes if node not in spec.leaving))
-    addresses = dict(zip(spec.monitors, layout.addresses_in(spec.mon_host), strict=True))
-    monitors = _kept(spec.monitors, sites, [site.id for site in layout.choose_monitors(list(sites.values()))])
-    managers = _kept(spec.managers, sites, [site.id for site in layout.choose_managers(list(sites.values()))])
+    sites = rows.sites_of(tx, spec.nodes)
+    there = staying(spec, sites)
+    lasting = lasting_monitors(spec, sites)
+    monitors = [*lasting, *(node for node in spec.monitors if node in sites and node not in lasting)]
+    managers = _kept(spec.managers, there, [site.id for site in layout.choose_managers(list(there.values()))])
     known = secrets.secrets_of(tx, cluster)
     for node in managers:
         if rows.mgr_secret(node) not in known:
             secrets.put(tx, cluster, rows.mgr_secret(node), secrets.cephx_key(tx))
-    entries = [addresses.get(node) or f"{sites[node].address}:{spec.first_port}" for node in monitors]
-    return spec.model_copy(
-        update={
-            "monitors": tuple(monitors),
-            "managers": tuple(managers),
-            "mon_host": ",".join(f"[v2:{entry}]" for entry in entries),
-        }
-    )
+    return with_monitors(spec, monitors, sites).model_copy(update={"managers": tuple(managers)})
 
 
-def _kept(now: tuple[str, ...], sites: dict[str, layout.Site], chosen: list[str]) -> list[str]:
+def _kept(now: Sequence[str], sites: Mapping[str, Site], chosen: Sequence[str]) -> list[str]:
     """As many as were chosen, those who have the part already first."""
     stay = [node for node in now if node in sites]
     return [*stay, *(node for node in chosen if node not in stay)][: len(chosen)]
@@ -55,6 +74,14 @@ def refuse_serving(tx: Tx, row: Resource, node: Resource) -> None:
             f"VMs on node '{node.name}' use {', '.join(users[:5])} of cluster '{row.name}'; move or stop them first",
             users=users,
         )
+
+
+def serve_elsewhere(tx: Tx, row: Resource, node: Resource) -> None:
+    """Disks that are on no VM get another node of the cluster that looks after them."""
+    pools = {pool.row.id for pool in rows.pools_of(tx, row.id)}
+    for disk in on_node(tx, Kind.DISK, node.id):
+        if disk.spec_as(DiskSpec).pool in pools:
+            serving.serve(tx, disk, without=node.id)
 
 
 def forget_node(tx: Tx, node: str) -> None:

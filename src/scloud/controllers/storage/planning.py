@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scloud.controllers.storage.load import Load
 from scloud.controllers.storage.look import Look
+from scloud.controllers.storage.members import lasting_monitors
 from scloud.reconcile.ceph import auth, devices, pools, tuning
 from scloud.reconcile.ceph.commands import Command, mgr
 from scloud.reconcile.ceph.pools import Wanted
@@ -30,8 +31,8 @@ def plan(load: Load, look: Look) -> list[Command]:
     steps = tuning.plan_settings(spec, slow.config) if load.deployed else []
     steps += auth.plan(entities, gone, slow.auth)
     if load.deployed:
-        steps += devices.plan_monitors(load.names(spec.monitors), view)
-        steps += devices.plan_osds(spec.devices, load.sites.keys(), view)
+        steps += devices.plan_monitors(load.names(tuple(lasting_monitors(spec, load.sites))), view)
+        steps += devices.plan_osds(spec.devices, load.in_place(), view)
         steps += devices.plan_tree(load.sites, view)
         steps += tuning.plan_noout({site.name: id in spec.maintenance for id, site in load.sites.items()}, view)
     if view.osds:

@@ -24,8 +24,9 @@ from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.extents import Extent
 from scloud.drivers.storage.place import RbdPlace, secret_of
 from scloud.drivers.storage.protocol import DiskFacts, Source
+from scloud.drivers.storage.rbd_bytes import has_parent, pieces, write
 from scloud.drivers.storage.rbd_cluster import Cluster, Session, refuse_fenced, set_omap
-from scloud.drivers.storage.rbd_images import Images, has_parent, pieces, write
+from scloud.drivers.storage.rbd_images import Images
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits

@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import rados
 import rbd
 
-from scloud.drivers.storage import extents
+from scloud.drivers.storage import extents, rbd_direct
 from scloud.drivers.storage import rbd_names as names
-from scloud.drivers.storage.extents import Extent
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
+from scloud.drivers.storage.rbd_bytes import origin_of
+from scloud.drivers.storage.rbd_turn import Turn, turn
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind, invalid
 
@@ -112,7 +114,7 @@ class Images:
                     incarnation=self._known[disk],
                     snapshots=tuple((snap["name"], snap["size"] // MIB) for snap in snapshots),
                     rolled_back=int(metadata.get(names.ROLLED_BACK, 0)),
-                    origin=_origin(image),
+                    origin=origin_of(image),
                 )
         except CloudError as error:
             if error.kind == ErrorKind.NOT_FOUND:
@@ -147,20 +149,20 @@ class Images:
         self, context: Any, disk: str, size_mib: int, source: Source | None, incarnation: int, stop: Callable[[], bool]
     ) -> None:
         """All or nothing: it gets its name last."""
-        versions = self.versions(context, disk)
-        if incarnation not in versions:
+        final = names.disk_image(disk, incarnation)
+        # Only what was made anew before has other versions; to look for them is to read the pool's whole directory.
+        versions = self.versions(context, disk) if incarnation or disk in self._known else []
+        if rbd_direct.identity_of(context, final) is None:
             for old in versions:
                 self._refuse_users(context, disk, old)
             with self._partial(context, disk, incarnation) as name:
-                self._begin(context, name, disk, size_mib, source, stop)
-                with rbd.Image(context, name) as image:
-                    if image.size() != size_mib * MIB:
+                size = self._begin(context, name, disk, size_mib, source, stop)
+                if size != size_mib * MIB:
+                    with rbd.Image(context, name) as image:
                         image.resize(size_mib * MIB)
-                    image.metadata_set(names.OWNER, f"disk/{disk}")
-                    identity = image.id()
                 if stop():
                     return
-                self._publish(context, name, identity, names.disk_image(disk, incarnation))
+                self._publish(context, name, f"disk/{disk}", final)
         self._known[disk] = incarnation
         self.changed(disk)
         for old in versions:
@@ -169,11 +171,12 @@ class Images:
 
     def _begin(
         self, context: Any, name: str, disk: str, size_mib: int, source: Source | None, stop: Callable[[], bool]
-    ) -> None:
+    ) -> int:
+        """Returns its size in bytes, which is that of the source."""
         match source:
             case None:
                 rbd.RBD().create(context, name, size_mib * MIB, None, False, FEATURES, data_pool=self._data)
-                return
+                return size_mib * MIB
             case FromImage(image, file):
                 parent, snapshot = names.base_image(image), names.BASE_SNAPSHOT
                 size = self.base(context, image, file, stop)
@@ -190,6 +193,7 @@ class Images:
             if isinstance(source, FromImage):
                 self._bases.pop(source.image, None)
             raise
+        return size
 
     def _protected(self, context: Any, disk: str, snapshot: str) -> tuple[str, int]:
         """(image, size in bytes) of a snapshot that can be cloned from."""
@@ -214,7 +218,8 @@ class Images:
     def base(self, context: Any, image: str, file: Path | None, stop: Callable[[], bool]) -> int:
         """Size in bytes of the image's base, made from the file if it is not there.
 
-        Several nodes may make it at once: the first to name its own has made it, and the others throw theirs away.
+        One node after the other, so that its bytes are copied once; should two do it all the same, the first to name
+        its own has made it, and the other throws it away.
         """
         if self.has_base(context, image):
             return self._bases[image]
@@ -226,25 +231,32 @@ class Images:
             message = f"the image's bytes are not at {file}: fetch the image first"
             raise CloudError(ErrorKind.NOT_FOUND, message) from error
         try:
-            with self._partial(context, names.base_image(image), 0) as name:
-                size = (os.fstat(source).st_size + 511) // 512 * 512
-                rbd.RBD().create(context, name, size, None, False, FEATURES, data_pool=self._data)
-                with rbd.Image(context, name) as base:
-                    for offset, data in extents.data_of(source):
-                        if stop():
-                            raise Stopped
-                        base.write(data, offset)
-                    base.flush()
-                    base.metadata_set(names.OWNER, f"image/{image}")
-                    base.create_snap(names.BASE_SNAPSHOT)
-                    base.protect_snap(names.BASE_SNAPSHOT)
-                    identity = base.id()
-                self._publish(context, name, identity, names.base_image(image))
+            cookie = f"{self._node}.{_PROCESS}.{next(_serials)}"
+            with turn(context, names.TURN + image, cookie, lambda: self.has_base(context, image), stop) as mine:
+                if not self.has_base(context, image):
+                    self._import(context, image, source, mine, stop)
         finally:
             os.close(source)
         if not self.has_base(context, image):
             raise CloudError(ErrorKind.ENGINE, f"image {image} was put into pool {self._pool} and is not there")
+        with suppress(rados.ObjectNotFound):
+            context.remove_object(names.TURN + image)
         return self._bases[image]
+
+    def _import(self, context: Any, image: str, source: int, mine: Turn, stop: Callable[[], bool]) -> None:
+        with self._partial(context, names.base_image(image), 0) as name:
+            size = (os.fstat(source).st_size + 511) // 512 * 512
+            rbd.RBD().create(context, name, size, None, False, FEATURES, data_pool=self._data)
+            with rbd.Image(context, name) as base:
+                for offset, data in extents.data_of(source):
+                    if stop():
+                        raise Stopped
+                    mine.hold()
+                    base.write(data, offset)
+                base.flush()
+                base.create_snap(names.BASE_SNAPSHOT)
+                base.protect_snap(names.BASE_SNAPSHOT)
+            self._publish(context, name, f"image/{image}", names.base_image(image))
 
     @contextmanager
     def _partial(self, context: Any, what: str, incarnation: int) -> Iterator[str]:
@@ -258,15 +270,14 @@ class Images:
                 self._unfinished.discard(name)
                 self._remove(context, name)
 
-    def _publish(self, context: Any, name: str, identity: str, final: str) -> None:
-        """Unless another one was first: what it made has the same bytes.
-
-        librbd says of a rename that lost a race that it went well; whose the name is, is written in an object.
-        """
-        with suppress(rbd.ImageExists):
-            rbd.RBD().rename(context, name, final)
-            if bytes(context.read(f"rbd_id.{final}"))[4:] == identity.encode():
-                self._unfinished.discard(name)
+    def _publish(self, context: Any, name: str, owner: str, final: str) -> None:
+        """Unless another one was first: what it made has the same bytes."""
+        identity = rbd_direct.identity_of(context, name)
+        if identity is None:
+            raise CloudError(ErrorKind.ENGINE, f"{name} vanished from pool {self._pool} while it was made")
+        rbd_direct.stamp(context, identity, names.OWNER, owner)
+        if rbd_direct.rename(context, name, identity, final):
+            self._unfinished.discard(name)
 
     # --- removing
 
@@ -294,9 +305,16 @@ class Images:
         self.changed(disk)
 
     def sweep(self, context: Any) -> None:
-        """Remove what this node's former agents left unfinished."""
+        """Remove what this node's former agents left unfinished, or finish it where only the old name was to go."""
         for name in self.names(context):
-            if names.left_over(self._node, _PROCESS, name):
+            final = names.left_over(self._node, _PROCESS, name)
+            if final is None:
+                continue
+            identity = rbd_direct.identity_of(context, name)
+            taken = rbd_direct.identity_of(context, final)
+            if taken is not None and identity in (taken, None):
+                rbd_direct.complete_rename(context, name, taken, final)
+            else:
                 self._remove(context, name)
 
     def _remove(self, context: Any, name: str) -> None:
@@ -353,48 +371,3 @@ def _remove_snapshot(image: Any, snapshot: str) -> None:
     if image.is_protected_snap(snapshot):
         image.unprotect_snap(snapshot)
     image.remove_snap(snapshot)
-
-
-def _origin(image: Any) -> str | None:
-    try:
-        _, name, snapshot = image.parent_info()
-    except rbd.ImageNotFound:
-        return None
-    base = names.parse_base(name)
-    return f"image/{base}" if base is not None else f"snapshot/{snapshot}"
-
-
-def has_parent(image: Any) -> bool:
-    return _origin(image) is not None
-
-
-def told(image: Any, since: str | None) -> list[tuple[int, int, bool]]:
-    """(offset, length, whether there are data) of what differs from an older snapshot, or from nothing."""
-    found: list[tuple[int, int, bool]] = []
-
-    def note(offset: int, length: int, exists: bool) -> None:
-        found.append((offset, length, exists))
-
-    image.diff_iterate(0, image.size(), since, note, include_parent=since is None)
-    return found
-
-
-def pieces(image: Any, since: str | None) -> Iterator[Extent]:
-    """The bytes of an image that was opened at a snapshot."""
-    for offset, length, exists in told(image, since):
-        if not exists:
-            if since is not None:
-                yield offset, length
-            continue
-        for at in range(offset, offset + length, extents.CHUNK):
-            yield at, image.read(at, min(extents.CHUNK, offset + length - at))
-
-
-def write(image: Any, offset: int, piece: bytes | int) -> None:
-    length = piece if isinstance(piece, int) else len(piece)
-    if offset < 0 or offset + length > image.size():
-        raise invalid("extents", f"the disk ends at {image.size()} bytes")
-    if isinstance(piece, int):
-        image.write_zeroes(offset, length)
-    else:
-        image.write(piece, offset)

@@ -17,11 +17,13 @@ NODES = "scloud.nodes"
 """Object whose omap says which node a disk was last given to: DISK -> NODE."""
 SESSIONS = "scloud.sessions"
 """Object whose omap has the address of each node's agent: NODE -> IP:0/NONCE."""
+TURN = "scloud.turn."
+"""And an image's id: the object that says who is putting it into the pool."""
 FENCED = "scloud.fenced"
 """Object whose omap names the nodes that are cut off, with the addresses that were: NODE -> addresses, by spaces."""
 
 _DISK = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\Z")
-_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.\d+\.([0-9a-f]+)\.\d+\Z")
+_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.(\d+)\.([0-9a-f]+)\.\d+\Z")
 
 
 def disk_image(disk: str, incarnation: int) -> str:
@@ -36,10 +38,12 @@ def partial(node: str, what: str, incarnation: int, process: str, serial: int) -
     return f".tmp.{node}.{what}.{incarnation}.{process}.{serial}"
 
 
-def left_over(node: str, process: str, name: str) -> bool:
-    """Whether another process of this node left it unfinished."""
+def left_over(node: str, process: str, name: str) -> str | None:
+    """If another process of this node left it unfinished: the name it was to get."""
     match = _PARTIAL.match(name)
-    return match is not None and match[1] == node and match[3] != process
+    if match is None or match[1] != node or match[4] == process:
+        return None
+    return match[2] if match[2].startswith("image-") else disk_image(match[2], int(match[3]))
 
 
 def parse_disk(name: str) -> tuple[str, int] | None:

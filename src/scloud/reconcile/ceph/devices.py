@@ -10,20 +10,22 @@ from scloud.reconcile.ceph.layout import Site
 from scloud.reconcile.ceph.view import View
 
 
-def plan_osds(devices: Iterable[Device], nodes: Collection[str], view: View) -> list[Command]:
-    """`nodes` are those that are still part of the cloud: what was on another is purged without asking it."""
+def plan_osds(devices: Iterable[Device], in_place: Collection[str], view: View) -> list[Command]:
+    """`in_place` are uuids of devices that cannot be drained: they stay in until they are wiped."""
     steps = []
     for device in devices:
         osd = view.osd(device.uuid)
         if osd is None:
             continue
-        if device.out and osd.taken_in:
+        if device.out and osd.taken_in and (device.drained or device.uuid not in in_place):
             steps.append(mon(f"drain osd.{osd.number}", "osd out", ids=[str(osd.number)]))
         elif not device.out and not osd.taken_in and osd.up:
             steps.append(mon(f"take in osd.{osd.number}", "osd in", ids=[str(osd.number)]))
         elif device.drained and not osd.up and view.manager:
-            lost = {} if device.node in nodes else {"force": True}
-            steps.append(mgr(f"forget osd.{osd.number}", "osd purge", id=osd.number, yes_i_really_mean_it=True, **lost))
+            # Whether anything needs it has been looked at before it was wiped.
+            steps.append(
+                mgr(f"forget osd.{osd.number}", "osd purge", id=osd.number, force=True, yes_i_really_mean_it=True)
+            )
     return steps
 
 
@@ -70,3 +72,18 @@ def draining(devices: Iterable[Device], view: View) -> list[int]:
         if device.out and not device.drained and osd is not None and not osd.taken_in:
             found.append(osd.number)
     return found
+
+
+def expendable(device: Device, devices: Iterable[Device], view: View) -> bool:
+    """Whether a device that cannot be drained may be wiped: every other copy is whole, or it is dead already and all
+    placement groups do without it."""
+    for other in devices:
+        osd = view.osd(other.uuid)
+        if other.uuid != device.uuid and not other.out and (osd is None or not osd.up):
+            return False
+    if view.unfound or not view.manager:
+        return False
+    mine = view.osd(device.uuid)
+    if mine is not None and mine.up:
+        return view.settled
+    return all("active" in state.split("+") for state in view.pg_states)

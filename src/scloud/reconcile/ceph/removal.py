@@ -50,3 +50,11 @@ def _no_room(cluster: str, osds: Sequence[OsdStatus], leaving: Collection[str]) 
                 f"they would be more than {ROOM:.0%} full; add devices first",
             )
     return None
+
+
+def stranded(pools: Iterable[PoolSpec], left: Sequence[Spot]) -> bool:
+    """Whether what a device holds has no other place to go: some pool needs every fault domain there is."""
+    return any(
+        len(domains(left, spec.fault_domain, spec.media.value if spec.media else None)) < width(spec.redundancy)
+        for spec in pools
+    )

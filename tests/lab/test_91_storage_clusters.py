@@ -1,0 +1,188 @@
+"""Real storage clusters on the lab's nodes: grown, hurt, shrunk and removed, two side by side.
+
+Objects are written with a node's own key, and read back after everything that is done to the cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import rados
+
+from lab.cloud import Lab, until
+from lab.shared import Figures
+
+CLUSTER, POOL, SECOND = "grown", "grown", "beside"
+OBJECTS = 60
+NODES = ("n1", "n2", "n3")
+
+
+def device(lab: Lab, node: str, name: str) -> str:
+    return f"{node}:{lab.node_root(node)}/osds/{name}.img"
+
+
+def cluster(lab: Lab, name: str = CLUSTER) -> dict[str, Any]:
+    return lab.show("storage-clusters", name)
+
+
+def conditions(lab: Lab) -> dict[str, str]:
+    """Of what is amiss: name and words."""
+    found = cluster(lab)["status"]["conditions"]
+    return {item["name"]: item["message"] for item in found if item["level"] != "info"}
+
+
+def healthy(lab: Lab, name: str = CLUSTER) -> bool:
+    status = cluster(lab, name)["status"]
+    clean = {"active+clean"} >= {
+        state.replace("+scrubbing", "").replace("+deep", "") for state in status["placement_groups"]
+    }
+    return status["state"] == "ready" and clean and not any(item["level"] != "info" for item in status["conditions"])
+
+
+@contextmanager
+def access(lab: Lab, node: str) -> Iterator[rados.Rados]:
+    """As the node itself."""
+    folder = lab.node_root(node) / "ceph" / cluster(lab)["id"]
+    (keyring,) = folder.glob(f"*client.scloud-{node}*")
+    options = {"keyring": str(keyring), "client_mount_timeout": "10", "rados_osd_op_timeout": "20"}
+    handle = rados.Rados(name=f"client.scloud-{node}", conffile=str(folder / "ceph.conf"), conf=options)
+    handle.connect()
+    try:
+        yield handle
+    finally:
+        handle.shutdown()
+
+
+def content(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest() * 4096
+
+
+def write_all(lab: Lab) -> None:
+    pool = lab.show("pools", POOL)["spec"]["rados_name"]
+    with access(lab, "n1") as handle, handle.open_ioctx(pool) as io:
+        for number in range(OBJECTS):
+            io.write_full(f"object-{number}", content(number))
+
+
+def read_all(lab: Lab, node: str = "n2") -> None:
+    pool = lab.show("pools", POOL)["spec"]["rados_name"]
+    with access(lab, node) as handle, handle.open_ioctx(pool) as io:
+        for number in range(OBJECTS):
+            assert io.read(f"object-{number}", len(content(number))) == content(number), number
+
+
+def daemons(lab: Lab) -> list[str]:
+    return [process["role"] for process in lab.status()["processes"] if process["role"].startswith("ceph-")]
+
+
+@pytest.fixture(scope="module")
+def stored(lab: Lab) -> Iterator[Lab]:
+    """A cluster of three nodes with an OSD each, a pool of three copies, and objects in it."""
+    asked = [word for node in NODES for word in ("--device", f"{device(lab, node, 'a')}:4G")]
+    lab.ok("storage-cluster", "create", CLUSTER, "--nodes", "n1,n2,n3", *asked)
+    lab.ok("pool", "create", POOL, "--cluster", CLUSTER)
+    until(lambda: healthy(lab), "the new cluster is healthy", 60.0)
+    write_all(lab)
+    try:
+        yield lab
+    finally:
+        for kind, name in (("pool", POOL), ("storage-cluster", SECOND), ("storage-cluster", CLUSTER)):
+            if lab.has(f"{kind}s", name):
+                lab.ok(kind, "delete", name)
+
+
+def test_each_node_reaches_its_pools_and_nothing_else(stored: Lab, figures: Figures) -> None:
+    (made,) = [
+        op
+        for op in stored.items("/operations", resource=CLUSTER, all_accounts=True)
+        if op["action"] == "storage-cluster.create"
+    ]
+    figures.note(f"storage cluster of 3 monitors and 3 OSDs: {made['finished_at'] - made['created_at']:.1f} s")
+    assert len(cluster(stored)["status"]["monitors_up"]) == 3
+    read_all(stored, "n3")
+    with access(stored, "n3") as handle:
+        code, _, _ = handle.mon_command('{"prefix": "auth ls"}', b"")
+        assert code != 0
+        code, _, _ = handle.mon_command('{"prefix": "osd pool delete", "pool": "x", "pool2": "x"}', b"")
+        assert code != 0
+    shown = stored.ok("storage-cluster", "show", CLUSTER)
+    assert "3 of 3: " in shown and "host n2" in shown and "active+clean" in shown
+
+
+def test_a_device_comes_and_goes_while_the_manager_dies(stored: Lab) -> None:
+    stored.ok("storage-cluster", "device", "add", CLUSTER, device(stored, "n1", "b"), "--size", "4G")
+    until(lambda: healthy(stored), "balanced with the new device", 90.0)
+    removing = stored.begin("storage-cluster", "device", "remove", CLUSTER, device(stored, "n1", "b"), "--no-wait")
+    assert removing.wait(30) == 0
+    pid = stored.unit_pid("manager")
+    assert pid is not None
+    stored.kill(pid)
+    stored.wait_manager()
+    gone = until(lambda: len(cluster(stored)["spec"]["devices"]) == 3, "the device is gone", 120.0)
+    assert gone and not (stored.node_root("n1") / "osds" / "b.img").exists()
+    until(lambda: healthy(stored), "healthy without it", 60.0)
+    assert len(cluster(stored)["status"]["osds"]) == 3
+    read_all(stored)
+
+
+def test_what_would_cost_redundancy_is_refused_with_what_would_do(stored: Lab) -> None:
+    problem = stored.refused("storage-cluster", "device", "remove", CLUSTER, device(stored, "n2", "a"))
+    assert problem["code"] == "conflict" and f"pool '{POOL}' would lose redundancy" in problem["detail"]
+    problem = stored.refused("pool", "create", "wide", "--cluster", CLUSTER, "--redundancy", "ec:4+2")
+    assert "ec:2+1 over hosts" in problem["detail"]
+    problem = stored.refused("pool", "create", "racks", "--cluster", CLUSTER, "--fault-domain", "rack")
+    assert "fault domain host" in problem["detail"]
+    problem = stored.refused("storage-cluster", "delete", CLUSTER)
+    assert problem["users"] == [f"pool {POOL}"]
+
+
+def test_a_dead_osd_is_named_in_words_and_comes_back(stored: Lab) -> None:
+    stored.ok("storage-cluster", "maintenance", "on", CLUSTER, "n3")
+    until(lambda: "n3" in str(cluster(stored)["status"]["conditions"]), "maintenance is shown", 30.0)
+    stored.ok("storage-cluster", "maintenance", "off", CLUSTER, "n3")
+    (pid,) = stored.pids("ceph-osd", "n3")
+    agent = stored.unit_pid("agent-n3")
+    assert agent is not None
+    stored.kill(agent)
+    stored.kill(pid)
+    read_all(stored)
+    until(lambda: healthy(stored), "the OSD is back", 90.0)
+    read_all(stored)
+
+
+def test_a_device_is_replaced(stored: Lab) -> None:
+    before = {osd["uuid"] for osd in cluster(stored)["status"]["osds"]}
+    stored.ok("storage-cluster", "device", "replace", CLUSTER, device(stored, "n2", "a"))
+    until(lambda: healthy(stored), "whole again on the new device", 120.0)
+    after = {osd["uuid"] for osd in cluster(stored)["status"]["osds"]}
+    assert len(after) == 3 and len(after - before) == 1
+    read_all(stored)
+
+
+def test_two_clusters_side_by_side_and_nothing_is_left_of_them(stored: Lab) -> None:
+    stored.ok("storage-cluster", "create", SECOND, "--nodes", "n1", "--device", f"{device(stored, 'n1', 'z')}:4G:hdd")
+    assert len(daemons(stored)) == 8 + 3
+    assert stored.audit()["clean"]
+    # It moves to another node, with its only monitor.
+    stored.ok("storage-cluster", "node", "add", SECOND, "n2")
+    stored.ok("storage-cluster", "device", "add", SECOND, device(stored, "n2", "z"), "--size", "4G", "--media", "hdd")
+    stored.ok("storage-cluster", "node", "remove", SECOND, "n1", timeout=120.0)
+    until(lambda: healthy(stored, SECOND), "healthy on the other node", 60.0)
+    status = cluster(stored, SECOND)["status"]
+    assert status["monitors_up"] == ["n2"] and [osd["node"] for osd in status["osds"]] == ["n2"]
+    until(lambda: len(daemons(stored)) == 8 + 3, "nothing of it is left on the first", 30.0)
+    stored.ok("storage-cluster", "delete", SECOND)
+    assert len(daemons(stored)) == 8
+    read_all(stored)
+    stored.ok("pool", "delete", POOL)
+    stored.ok("storage-cluster", "delete", CLUSTER)
+    assert daemons(stored) == []
+    for node in NODES:
+        root = stored.node_root(node)
+        assert list((root / "osds").glob("*")) == []
+        assert list((root / "ceph").glob("*")) == []
+    assert stored.audit()["clean"]
