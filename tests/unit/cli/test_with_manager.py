@@ -217,6 +217,8 @@ def test_administration(real: Cli) -> None:
     assert status["healthy"] is True
     assert "2 ready" in real.ok("status")
     assert real.json("version")["cloud"] == status["version"]
+    real.ok("api", "POST", "/vms", '{"name": "eventful", "spec": {"image": "micro"}}')
+    real.ok("vm", "delete", "eventful")
     assert real.ok("event", "list").splitlines()[0].split() == ["TIME", "LEVEL", "ABOUT", "MESSAGE"]
 
 
