@@ -110,7 +110,8 @@ def _make_system_disk(
     serving.promise(tx, spec, None, size_mib)
     name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
     create(tx, Kind.DISK, vm.account, name, spec, DiskStatus(state=State.PENDING), id=id, parent=vm.id)
-    return [(id, vm.id, "vm"), (id, image.id, "image")]
+    uses = [(id, vm.id, "vm"), (id, image.id, "image")]
+    return uses if pool is None else [*uses, (id, pool, "pool")]
 
 
 def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:
