@@ -393,3 +393,19 @@ async def test_the_audit_knows_disks_snapshots_and_bases_of_pools(cloud: Cloud) 
     server.answers["inventory"] = lambda _: {}
     found = {item["key"]: item["message"] for item in (await cloud.admin.get("/audit"))["findings"]}
     assert "no bytes in its pool" in found[f"disk/{disk}"] and "not in its pool" in found[f"snapshot/{snapshot}"]
+
+
+async def test_an_images_bases_go_with_it_as_soon_as_a_node_can(cloud: Cloud) -> None:
+    pool = await pool_of(cloud, "n1")
+    node = cloud.nodes["n1"]
+    asked: list[dict[str, Any]] = []
+    node.answers["delete_image"] = lambda params: asked.append(params)
+    image = await cloud.image("mine", account=cloud.alice.account)
+    await cloud.lose(node)
+    await cloud.alice.end("DELETE", "/images/mine")
+    await node.start()
+
+    async def done() -> bool:
+        return asked == [{"pool": pool, "image": image}] and not cloud.rows("work", key=f"base/{image}")
+
+    await cloud.eventually(done, 15.0)
