@@ -16,7 +16,9 @@ def make_pool(tx: Tx, nodes: Sequence[str], type_: str = "standard") -> str:
     spec = StorageClusterSpec(mode="adopted", nodes=tuple(nodes), fsid="f", mon_host="192.0.2.9:6789")
     cluster = create(tx, Kind.STORAGE_CLUSTER, SYSTEM, f"c-{type_}", spec, StorageClusterStatus(state=State.READY))
     status = PoolStatus(state=State.READY, accepts_new=True)
-    pool = create(tx, Kind.POOL, SYSTEM, f"p-{type_}", PoolSpec(cluster=cluster.id, rados_name="p"), status)
+    pool = create(
+        tx, Kind.POOL, SYSTEM, f"p-{type_}", PoolSpec(cluster=cluster.id, rados_name="p"), status, parent=cluster.id
+    )
     create(tx, Kind.DISK_TYPE, SYSTEM, type_, DiskTypeSpec(pool=pool.id), Status(state=State.READY))
     return pool.id
 

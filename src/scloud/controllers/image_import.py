@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from scloud.controllers import finishing, snapshots
+from scloud.controllers import bases, finishing, snapshots
 from scloud.controllers.settings import seconds_for
 from scloud.model.base import Value
 from scloud.model.errors import CloudError
@@ -160,3 +160,4 @@ def _forget(tx: Tx, id: str) -> None:
         _let_go(tx, row)
         finishing.complete_deletion(tx, row)
         remove(tx, row)
+        bases.forget(tx, id)

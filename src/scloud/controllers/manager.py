@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from scloud.controllers import deadlines, imports, node_state, placement, serving, snapshot_schedule, trash
+from scloud.controllers.bases import Bases
 from scloud.controllers.directory import Directory
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.intake import Intake
@@ -50,6 +51,7 @@ class Manager:
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
         self._intake = Intake(store)
+        self.bases = Bases(store, self.sessions)
         self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
@@ -209,6 +211,8 @@ class Manager:
                 return
             if kind == Kind.IMAGE:
                 await self.importer.work(id)
+            elif kind == "base":
+                await self.bases.work(id)
             elif kind == "move":
                 done = await self.mover.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):

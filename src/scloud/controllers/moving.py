@@ -42,6 +42,7 @@ def begin(tx: Tx, disk: Resource, type_: str | None, pool: str) -> tuple[Operati
     name = f"{disk.name[:37].rstrip('-')}-moving-{id[-8:]}"
     row = create(tx, Kind.DISK, disk.account, name, spec, status, id=id)
     refer(tx, row.id, snapshot.id, "snapshot")
+    refer(tx, row.id, pool, "pool")
     serving.promise(tx, spec, None, spec.size_mib)
     op = operations.begin(
         tx, ACTION, dataclasses.replace(row, generation=row.generation + 2**20), seconds=seconds_for(ACTION)

@@ -167,6 +167,13 @@ def node_back(tx: Tx) -> None:
             operations.enqueue(tx, disk.key)
 
 
+def leave_node(tx: Tx, node: str) -> None:
+    """A node leaves the cloud: what it only serves is served by others from now on."""
+    for disk in on_node(tx, Kind.DISK, node):
+        if disk.spec_as(DiskSpec).pool is not None and not disk.status_as(DiskStatus).held:
+            serve(tx, disk, without=node)
+
+
 def node_gone(tx: Tx, node: str) -> None:
     """A node is silent: the disks that it only served are served by others."""
     for disk in on_node(tx, Kind.DISK, node):

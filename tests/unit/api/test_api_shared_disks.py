@@ -57,6 +57,17 @@ async def test_it_is_made_at_once_and_counts_against_its_pool(cloud: Cloud) -> N
     assert provisioned(cloud, pool) == 0 and not node.existing
 
 
+async def test_a_pool_that_has_disks_is_not_deleted(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1")
+    await cloud.alice.create("disks", "data", size_mib=10, type="standard")
+    await cloud.alice.create("vms", "a", image="micro", disk_type="standard")
+    await cloud.alice.end("DELETE", "/disks/data")
+    await cloud.admin.end("DELETE", "/disk-types/standard")
+    (trashed,) = await cloud.alice.list("/disks", state="trashed")
+    used = await cloud.admin.fail("DELETE", "/pools/p-standard", status=409, code="in_use")
+    assert used["users"] == [f"disk {trashed['name']}", "disk a-system"]
+
+
 async def test_an_unknown_disk_type_is_named(cloud: Cloud) -> None:
     body = {"name": "x", "spec": {"size_mib": 1, "type": "golden"}}
     problem = await cloud.alice.fail("POST", "/disks", body, status=422, code="invalid")
@@ -160,6 +171,16 @@ async def test_a_lost_nodes_vms_start_elsewhere_with_their_disks(cloud: Cloud) -
     assert "runs on another node" in (await cloud.alice.get("/vms/a"))["status"]["reason"]
     await cloud.alice.end("POST", "/vms/a/actions/start")
     assert disk in other.objects and (await cloud.alice.get("/vms/a"))["status"]["node"] == other.name
+
+
+async def test_a_node_that_leaves_hands_on_what_it_only_serves(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1", "n2")
+    disk = (await cloud.alice.create("disks", "data", size_mib=100, type="standard"))["id"]
+    (first,) = told(cloud, disk)
+    other = cloud.nodes["n2" if first == "n1" else "n1"]
+    await cloud.admin.end("DELETE", f"/nodes/{first}")
+    await other.until(lambda: f"disk/{disk}" in other.objects)
+    assert (await cloud.alice.get("/disks/data"))["status"]["node"] == other.name
 
 
 # --- the trash
@@ -372,3 +393,19 @@ async def test_the_audit_knows_disks_snapshots_and_bases_of_pools(cloud: Cloud) 
     server.answers["inventory"] = lambda _: {}
     found = {item["key"]: item["message"] for item in (await cloud.admin.get("/audit"))["findings"]}
     assert "no bytes in its pool" in found[f"disk/{disk}"] and "not in its pool" in found[f"snapshot/{snapshot}"]
+
+
+async def test_an_images_bases_go_with_it_as_soon_as_a_node_can(cloud: Cloud) -> None:
+    pool = await pool_of(cloud, "n1")
+    node = cloud.nodes["n1"]
+    asked: list[dict[str, Any]] = []
+    node.answers["delete_image"] = lambda params: asked.append(params)
+    image = await cloud.image("mine", account=cloud.alice.account)
+    await cloud.lose(node)
+    await cloud.alice.end("DELETE", "/images/mine")
+    await node.start()
+
+    async def done() -> bool:
+        return asked == [{"pool": pool, "image": image}] and not cloud.rows("work", key=f"base/{image}")
+
+    await cloud.eventually(done, 15.0)

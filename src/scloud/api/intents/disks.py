@@ -85,6 +85,8 @@ def _make(tx: Tx, account: str, name: str, spec: DiskSpec, uses: str | None = No
     row = create(tx, Kind.DISK, account, name, spec, DiskStatus(state=State.PENDING))
     if uses is not None:
         refer(tx, row.id, uses, "snapshot")
+    if spec.pool is not None:
+        refer(tx, row.id, spec.pool, "pool")
     serving.promise(tx, spec, None, spec.size_mib)
     op = begin(tx, "disk.create", row)
     return accepted(op, serving.serve(tx, row))

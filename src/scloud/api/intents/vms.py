@@ -141,7 +141,8 @@ def _make_system_disk(
     name = side_name(tx, Kind.DISK, vm.account, vm.name, "system", id)
     status = DiskStatus(state=vm.state, node=vm.node_name)
     create(tx, Kind.DISK, vm.account, name, spec, status, id=id, node=vm.node, parent=vm.id)
-    return [(id, vm.id, "vm"), (id, image.id, "image")]
+    uses = [(id, vm.id, "vm"), (id, image.id, "image")]
+    return uses if pool is None else [*uses, (id, pool, "pool")]
 
 
 def _take_disk(tx: Tx, vm: Resource, disk: Resource) -> None:

@@ -14,7 +14,7 @@ from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
 from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
 from scloud.api.storage_schemas import NodePatch
-from scloud.controllers import finishing
+from scloud.controllers import finishing, serving
 from scloud.controllers.storage.members import forget_node
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
@@ -128,6 +128,7 @@ async def remove_node(
 
     def delete(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
+        serving.leave_node(tx, row.id)
         held = [item for kind in (Kind.VM, Kind.DISK, Kind.NIC) for item in on_node(tx, kind, row.id)]
         users = [f"{item.kind} {item.name}" for item in held if item.kind != Kind.NIC and not item.gone]
         users += [f"storage-cluster {item.name}" for item in using(tx, row.id, "store") if not item.gone]
