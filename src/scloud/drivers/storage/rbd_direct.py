@@ -6,8 +6,9 @@ For images that nobody else knows of yet: making a disk is to cost little more t
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
-from contextlib import suppress
 from typing import Any
 
 import rados
@@ -24,14 +25,13 @@ def identity_of(context: Any, name: str) -> str | None:
         return None
 
 
-def stamp(context: Any, identity: str, key: str, value: str) -> None:
-    """Set image metadata."""
+def publish(context: Any, name: str, identity: str, final: str, key: str, value: str) -> bool:
+    """Set a piece of image metadata, and rename.
+
+    False if the final name is taken, by whomever: exactly one of those who try at once gets it.
+    """
     data = struct.pack("<I", 1) + _text(key) + _text(value)
-    context.execute(f"rbd_header.{identity}", "rbd", "metadata_set", data)
-
-
-def rename(context: Any, name: str, identity: str, final: str) -> bool:
-    """False if the final name is taken, by whomever: exactly one of those who try at once gets it."""
+    stamping = context.aio_execute(f"rbd_header.{identity}", "rbd", "metadata_set", data)
     with rados.WriteOpCtx() as operation:
         operation.new(_EXCLUSIVE)
         operation.write_full(_text(identity))
@@ -39,15 +39,26 @@ def rename(context: Any, name: str, identity: str, final: str) -> bool:
             context.operate_write_op(operation, f"rbd_id.{final}")
         except rados.ObjectExists:
             return False
+        finally:
+            _finish(stamping, f"stamp {name}")
     complete_rename(context, name, identity, final)
     return True
 
 
 def complete_rename(context: Any, name: str, identity: str, final: str) -> None:
-    """What is left to be done once the final name is the image's."""
-    context.execute(_DIRECTORY, "rbd", "dir_rename_image", _text(name) + _text(final) + _text(identity))
-    with suppress(rados.ObjectNotFound):
-        context.remove_object(f"rbd_id.{name}")
+    """What is left to be done once the final name is the image's, in any order."""
+    removing = context.aio_remove(f"rbd_id.{name}")
+    try:
+        context.execute(_DIRECTORY, "rbd", "dir_rename_image", _text(name) + _text(final) + _text(identity))
+    finally:
+        _finish(removing, f"remove the name {name}", allowed=errno.ENOENT)
+
+
+def _finish(completion: Any, doing: str, allowed: int = 0) -> None:
+    completion.wait_for_complete()
+    code = completion.get_return_value()
+    if code < 0 and -code != allowed:
+        raise rados.OSError(f"{doing}: {os.strerror(-code)}", -code)
 
 
 def _text(value: str) -> bytes:

@@ -275,8 +275,7 @@ class Images:
         identity = rbd_direct.identity_of(context, name)
         if identity is None:
             raise CloudError(ErrorKind.ENGINE, f"{name} vanished from pool {self._pool} while it was made")
-        rbd_direct.stamp(context, identity, names.OWNER, owner)
-        if rbd_direct.rename(context, name, identity, final):
+        if rbd_direct.publish(context, name, identity, final, names.OWNER, owner):
             self._unfinished.discard(name)
 
     # --- removing
