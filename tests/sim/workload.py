@@ -178,9 +178,11 @@ class Tenant:
         if rng.random() < 0.1:
             spec["node"] = rng.choice(self._world.nodes).name
         count = 1 if disk is not None or rng.random() < 0.8 else 2
+        return self._make_vms(tx, VmCreate(name=self._name("vm"), count=count, spec=spec))
+
+    def _make_vms(self, tx: Tx, ask: VmCreate) -> dict[str, Any]:
         assert self._world.manager.manager is not None
-        loads = self._world.manager.manager.loads()
-        return vms.create_vms(tx, self._me, VmCreate(name=self._name("vm"), count=count, spec=spec), loads)
+        return vms.create_vms(tx, self._me, ask, self._world.manager.manager.loads())
 
     def _delete_vm(self, tx: Tx) -> dict[str, Any]:
         keep = TRASH_S if self._rng.random() < 0.2 else None
@@ -247,7 +249,7 @@ class Tenant:
         if not others:
             elsewhere = [node.name for node in self._world.nodes if node.id != disk.node] or [self._world.nodes[0].name]
             ask_vm = {"image": "micro", "nics": [], "node": self._rng.choice(elsewhere)}
-            return vms.create_vms(tx, self._me, VmCreate(name=self._name("taker"), spec=ask_vm))
+            return self._make_vms(tx, VmCreate(name=self._name("taker"), spec=ask_vm))
         disks.detach(tx, self._me, disk.id)
         return disks.attach(tx, self._me, disk.id, self._rng.choice(others).id)
 
