@@ -17,7 +17,7 @@ FIRST = int(os.environ.get("SCLOUD_SIM_FIRST", "1"))
 WITHIN = 150
 """Seeds among which each defect put in on purpose must be found."""
 FROM = {"takes-half": 401}
-"""The first of them, where the race that shows a defect is rare: a connection that breaks while a journal is written."""
+"""The first of them where the race that shows a defect is rare: the connection breaks while a journal is written."""
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
