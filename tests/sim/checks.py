@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from scloud.controllers import snapshots
 from scloud.controllers.audit import audit
 from scloud.controllers.directory import Directory
 from scloud.drivers.switch.protocol import TUNNEL_OFPORT
@@ -22,7 +23,7 @@ from scloud.reconcile.network import node_view
 from scloud.store import nodes as usage
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource
+from scloud.store.resources import Resource, all_of, users_of
 from scloud.store.tables import resource, work
 
 from .processes import AgentProcess
@@ -166,8 +167,12 @@ class Checks:
         rows = world.base.read_now(_rows)
         left = [f"operation {op.action} {op.resource_id} is open" for op in world.base.read_now(operations.all_open)]
         items = world.base.read_now(lambda tx: [row.key for row in tx.conn.execute(select(work.c.key))])
-        left += [f"work on {key} is queued" for key in items if not key.startswith("schedule/")]
+        kept = world.base.read_now(_kept_for_clones)
+        at_rest = {f"trash/{id}" for id in kept}
+        left += [f"work on {key} is queued" for key in items if not key.startswith("schedule/") and key not in at_rest]
         for row in rows:
+            if row.id in kept:
+                continue
             if row.gone:
                 left.append(f"{row.kind} {row.id} is a tombstone: {row.status}")
             elif row.state in TRANSITIONAL:
@@ -266,6 +271,12 @@ class Checks:
             has_disks = {disk for disk in domain.disks if not disk.endswith("-cidata")}
             if has_disks != disks or set(domain.nics) != nics:
                 world.violation(f"{row.id} has {has_disks} and {set(domain.nics)}, not {disks} and {nics}")
+
+
+def _kept_for_clones(tx: Tx) -> set[str]:
+    """Disks that stay in the trash for as long as others depend on their snapshots."""
+    trashed = [row for row in all_of(tx, Kind.DISK) if row.state == State.TRASHED]
+    return {row.id for row in trashed if any(users_of(tx, snap.id) for snap in snapshots.of_disk(tx, row.id))}
 
 
 def _vm_pending(row: Resource) -> list[str]:

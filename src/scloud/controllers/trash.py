@@ -13,6 +13,7 @@ from scloud.store.database import Tx
 from scloud.store.resources import Resource, find, save
 
 AGAIN_S = 3600.0
+"""How often it is looked whether disks still depend on the snapshots of one whose time is up."""
 
 
 def work(tx: Tx, id: str) -> None:
@@ -26,7 +27,9 @@ def work(tx: Tx, id: str) -> None:
         return
     try:
         snapshots.refuse_clones(tx, disk)
-    except CloudError:
+    except CloudError as error:
+        status = disk.status_as(DiskStatus).model_copy(update={"reason": f"kept in the trash: {error.message}"})
+        save(tx, disk, status=status)
         operations.enqueue(tx, f"trash/{id}", delay=AGAIN_S)
         return
     purge(tx, disk)
