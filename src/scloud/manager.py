@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -217,6 +218,9 @@ def main() -> int:
     import uvloop
 
     sys.setswitchinterval(SWITCH_S)
+    # A file for each node's connection: the usual 1,024 would end it at a thousand nodes.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(options.root.resolve(), _address(options.api), _address(options.link), options.advertise))
     return 0
