@@ -87,6 +87,7 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self._desired: dict[str, AnyDesired] = {}
+        self._shown = MappingProxyType(self._desired)
         self._memories: dict[str, VmMemory] = {}
         self._ofports: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
@@ -95,7 +96,7 @@ class MemoryJournal:
 
     @property
     def desired(self) -> Mapping[str, AnyDesired]:
-        return MappingProxyType(self._desired)
+        return self._shown
 
     @property
     def epoch(self) -> int:

@@ -121,7 +121,8 @@ def _plan(view: NodeView) -> dict[_Key, tuple[Any, ...]]:
             plan[peer] = (vpc, view.tunnel_ofport, port.tunnel_ip)
         carried.add(port.groups)
     for key, item in vpcs.items():
-        plan["vpc", key] = (item, tuple(sorted(ofports[key])))
+        plan["vpc", key] = (item,)
+        plan["answers", key] = (item, tuple(sorted(ofports[key])))
     _plan_policies(plan, policies, carried, {group.id: group for group in view.groups})
     return plan
 
@@ -203,8 +204,8 @@ def _static() -> tuple[Flow, ...]:
     return (*classify.static(), *service.static(), *groups.static(), *l3.static(), *output.static())
 
 
-def _vpc(item: LocalVpc, nic_ofports: tuple[int, ...]) -> list[Flow]:
-    flows = [*arp.vpc(item), *service.vpc(item, nic_ofports)]
+def _vpc(item: LocalVpc) -> list[Flow]:
+    flows = [*arp.vpc(item), *service.vpc(item)]
     if item.service_ofport is not None:
         flows += classify.service(item.vpc, item.service_ofport)
     return flows
@@ -232,6 +233,7 @@ def _anywhere(port: DesiredPort, vni: int) -> list[Flow]:
 _BUILDERS: dict[str, Callable[..., Iterable[Flow]]] = {
     "static": _static,
     "vpc": _vpc,
+    "answers": service.answers,
     "peer": classify.tunnel,
     "policy": groups.policy,
     "nic": _nic,

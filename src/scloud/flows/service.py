@@ -68,8 +68,8 @@ def static() -> tuple[Flow, ...]:
     )
 
 
-def vpc(local: LocalVpc, nic_ofports: tuple[int, ...]) -> list[Flow]:
-    """The services of one VPC. DHCP answers to all go to the VPC's nics on this node, `nic_ofports`, and no further."""
+def vpc(local: LocalVpc) -> list[Flow]:
+    """The services of one VPC."""
     item = local.vpc
     flows = _gateways(item)
     if local.service_ofport is None:
@@ -121,18 +121,25 @@ def vpc(local: LocalVpc, nic_ofports: tuple[int, ...]) -> list[Flow]:
             "answers to a connection that the service opened",
         )
     )
-    if nic_ofports:
-        flows.append(
-            Flow(
-                Table.FROM_SERVICE,
-                Band.EXACT,
-                (network, Match("eth_dst", BROADCAST_MAC), IP, *DHCP_ANSWER, everyone),
-                (f"set_field:{SERVICE_MAC}->eth_src", *(f"output:{ofport}" for ofport in nic_ofports)),
-                cookie,
-                "a DHCP answer to clients without an address yet",
-            )
-        )
     return flows
+
+
+def answers(local: LocalVpc, nic_ofports: tuple[int, ...]) -> list[Flow]:
+    """DHCP answers to all go to the VPC's nics on this node, `nic_ofports`, and no further."""
+    if local.service_ofport is None or not nic_ofports:
+        return []
+    item = local.vpc
+    everyone = Match("ip_dst", "255.255.255.255")
+    return [
+        Flow(
+            Table.FROM_SERVICE,
+            Band.EXACT,
+            (Match(VPC, str(item.vni)), Match("eth_dst", BROADCAST_MAC), IP, *DHCP_ANSWER, everyone),
+            (f"set_field:{SERVICE_MAC}->eth_src", *(f"output:{ofport}" for ofport in nic_ofports)),
+            cookie_of(f"vpc/{item.id}"),
+            "a DHCP answer to clients without an address yet",
+        )
+    ]
 
 
 def _gateways(item: DesiredVpc) -> list[Flow]:
