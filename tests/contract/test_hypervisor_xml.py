@@ -33,12 +33,14 @@ texts = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", 
 )
 paths = texts.map(lambda text: Path("/var/lib") / text.replace("/", "-"))
 names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True)
+users = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
+"""Libvirt's schema takes no dot in them; nodes' names, which they are made from, have none."""
 places = st.builds(FilePlace, path=paths) | st.builds(
     RbdPlace,
     pool=names,
     image=names,
     monitors=st.just(("127.0.0.1:3300",)),
-    user=names,
+    user=users,
     secret=st.uuids().map(str),
     conf=st.just(Path("/var/lib/ceph.conf")),
 )
