@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.cloud import Guest, Lab
-from lab.shared import HIGHEST_VNI, Figures, Twins, Wide
+from lab.shared import HIGHEST_VNI, Twins, Wide
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,21 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(300))
-
-
-FIGURES = Figures()
-
-
-@pytest.fixture
-def figures() -> Figures:
-    return FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES.lines:
-        terminalreporter.section("what the lab measured")
-        for line in FIGURES.lines:
-            terminalreporter.write_line(line)
 
 
 @contextmanager

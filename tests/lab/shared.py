@@ -1,4 +1,4 @@
-"""What the tests of the lab share: guests by name, and the figures that are told at the end."""
+"""What the tests of the lab share: guests by name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from dataclasses import dataclass
 from lab.cloud import Guest
 
 HIGHEST_VNI = 16777215
-
-
-class Figures:
-    """What the tests have measured; told at the end of the run."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @dataclass(frozen=True)

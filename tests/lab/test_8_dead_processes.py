@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lab.cloud import Lab, Pinging, until
-from lab.shared import Figures, Wide
+from lab.shared import Wide
 from scloud.model.errors import CloudError
+from support.figures import Figures
 
 CROWD = 20
 OUTAGE_S = 8.0

@@ -14,7 +14,7 @@ import pytest
 import rados
 
 from lab.cloud import Lab, until
-from lab.shared import Figures
+from support.figures import Figures
 
 CLUSTER, POOL, SECOND = "grown", "grown", "beside"
 OBJECTS = 60

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.cloud import Guest, Lab, Pinging, Refused, concurrently, until
-from lab.shared import Figures, Twins, Wide
+from lab.shared import Twins, Wide
+from support.figures import Figures
 
 
 @contextmanager

@@ -38,8 +38,9 @@ def run_tests(*, fast: bool, arguments: list[str]) -> int:
             return 1
     pytest = [str(_BIN / "python"), "-m", "pytest", "-q"]
     environment = os.environ | ({} if fast else {"SCLOUD_SIM_SEEDS": os.environ.get("SCLOUD_SIM_SEEDS", CI_SEEDS)})
-    # What needs no engine runs on all processors; engines are real, and a machine has one of each.
-    runs = [[*pytest, "-n", "auto", "-m", NEEDS_NO_ENGINE], [*pytest, "-m", f"not ({NEEDS_NO_ENGINE})"]]
+    # What needs no engine keeps all processors busy; what has real engines mostly waits for them, so two run at a time.
+    lanes = ["-n", "2", "--dist", "loadscope"]
+    runs = [[*pytest, "-n", "auto", "-m", NEEDS_NO_ENGINE], [*pytest, *lanes, "-m", f"not ({NEEDS_NO_ENGINE})"]]
     if arguments:
         runs = [[*pytest, *(["-m", NEEDS_NO_ENGINE] if fast else []), *arguments]]
     elif fast:
