@@ -1,0 +1,44 @@
+"""What holds for all tests: which of those with real engines may run beside one another, and what they measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+from support.figures import Figures, noted
+
+SHARED = ("browser", "lab", "lab_ceph")
+"""Folders whose tests share a browser or a lab."""
+
+
+class Lanes(LoadScopeScheduling):
+    """The tests of a shared lab stay with one worker, in their order; other files are handed out one by one.
+
+    The biggest lane is begun first. Every lab has a root and namespaces of its own, so two can be up at the same time.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        folder = path.split("/")[1]
+        return folder if folder in SHARED else path
+
+
+@pytest.hookimpl
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes | None:
+    return Lanes(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+@pytest.fixture
+def figures(record_property: Callable[[str, object], None]) -> Figures:
+    return Figures(record_property)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stats = terminalreporter.stats
+    if lines := noted([*stats.get("passed", []), *stats.get("failed", [])]):
+        terminalreporter.section("what was measured")
+        for line in lines:
+            terminalreporter.write_line(line)
