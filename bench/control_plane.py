@@ -11,121 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Any
 
-from pipelined import Connection
+from scloud.sim.cloud import VPC_SIZE, Cloud, cpu_seconds, percentile, resident_mib, vm
 
-VPC_SIZE = 10
 WORKERS = 16
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def resident_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-class Cloud:
-    """A manager and its simulated nodes, in a folder of their own."""
-
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
-        self.root = Path(tempfile.mkdtemp(prefix="scloud-bench-"))
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def _spawn(self, name: str, *argv: str, stdin: str | None = None) -> subprocess.Popen[str]:
-        """A Python module of the product in a process of its own, its log in our folder."""
-        log = (self.root / f"{name}.log").open("w")
-        pipe = subprocess.PIPE if stdin is not None else subprocess.DEVNULL
-        process = subprocess.Popen([sys.executable, "-m", *argv], stdin=pipe, stderr=log, text=True)
-        self.processes.append(process)
-        if process.stdin is not None and stdin is not None:
-            process.stdin.write(stdin)
-            process.stdin.close()
-        return process
-
-    async def __aenter__(self) -> Cloud:
-        root = str(self.root / "m")
-        addresses = ("--api", "127.0.0.1:0", "--link", "127.0.0.1:17991")
-        self.manager = self._spawn("manager", "scloud.manager", "--root", root, *addresses)
-        ready = self.root / "m" / "ready"
-        while not ready.exists():
-            await asyncio.sleep(0.05)
-            if self.manager.poll() is not None:
-                raise SystemExit((self.root / "manager.log").read_text())
-        told = json.loads(ready.read_text())
-        self.port = int(told["api"].rpartition(":")[2])
-        self.token = (self.root / "m" / "admin.token").read_text().strip()
-        self.api = self.connection()
-        await self._start_nodes(told["link"])
-        return self
-
-    async def _start_nodes(self, link: str) -> None:
-        tokens = []
-        for number in range(self.nodes):
-            answer = await self.api.json("POST", "/nodes", {"name": f"sim-{number}"})
-            tokens.append(answer["join"]["token"])
-        self.simulated = nodes = self._spawn("nodes", "scloud.sim.nodes", "--manager", link, stdin="\n".join(tokens))
-        while (await self.api.json("GET", "/status"))["nodes"].get("ready", 0) < self.nodes:
-            await asyncio.sleep(0.2)
-            if nodes.poll() is not None:
-                raise SystemExit((self.root / "nodes.log").read_text()[-2000:])
-
-    async def __aexit__(self, *_: object) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
-            process.wait(30)
-        shutil.rmtree(self.root)
-
-    def connection(self) -> Connection:
-        return Connection("127.0.0.1", self.port, self.token)
-
-    async def image(self) -> None:
-        path = self.root / "image.raw"
-        with path.open("wb") as file:
-            file.truncate(64 * 1024 * 1024)
-        answer = await self.api.json(
-            "POST", "/images", {"name": "micro", "spec": {"source": f"file://{path}", "format": "raw"}}
-        )
-        await self.ended(answer["operation"]["id"])
-
-    async def ended(self, operation: str, connection: Connection | None = None) -> dict[str, Any]:
-        while True:
-            found: dict[str, Any] = await (connection or self.api).json("GET", f"/operations/{operation}?wait=30")
-            if found["state"] not in ("queued", "running"):
-                if found["state"] != "done":
-                    raise RuntimeError(found["message"])
-                return found
-
-    async def vpc(self, number: int) -> None:
-        await self.api.json("POST", "/vpcs", {"name": f"v{number}"})
-        spec = {"vpc": f"v{number}", "cidr": "10.0.0.0/24"}
-        await self.api.json("POST", "/subnets", {"name": f"s{number}", "spec": spec})
-
-
-def vm(name: str, vpc: int) -> dict[str, Any]:
-    spec = {"image": "micro", "cpus": 1, "memory_mib": 64, "nics": [{"subnet": f"s{vpc}"}]}
-    return {"name": name, "spec": spec}
 
 
 async def burst(cloud: Cloud, vms: int) -> tuple[float, list[float]]:
@@ -186,8 +78,9 @@ async def gets(cloud: Cloud, seconds: float = 4.0) -> float:
     return sum(await asyncio.gather(*(ask() for _ in range(16)))) / seconds
 
 
-async def measure(nodes: int, vms: int, run: int) -> dict[str, float]:
-    async with Cloud(nodes) as cloud:
+async def measure(nodes: int, vms: int, run: int, thin: bool) -> dict[str, float]:
+    async with Cloud(nodes, thin=thin) as cloud:
+        await cloud.join()
         await cloud.image()
         for number in range(-(-vms // VPC_SIZE)):
             await cloud.vpc(number)
@@ -214,8 +107,9 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=500)
     parser.add_argument("--vms", type=int, default=5000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--thin", action="store_true", help="nodes that are nothing but the link")
     options = parser.parse_args()
-    runs = [asyncio.run(measure(options.nodes, options.vms, run)) for run in range(options.runs)]
+    runs = [asyncio.run(measure(options.nodes, options.vms, run, options.thin)) for run in range(options.runs)]
     print(f"{options.nodes} nodes, {options.vms} VMs, {options.runs} runs: median (min - max)")
     for name in runs[0]:
         values = [run[name] for run in runs]

@@ -26,6 +26,7 @@ class Root(LazyGroup):
         "up": Entry("scloud.setup.commands:up", "Start a cloud on this machine, and a first VM in it (as root).", RUN),
         "down": Entry("scloud.setup.commands:down", "Stop the cloud on this machine; --purge removes it.", RUN),
         "lab": Entry("scloud.lab.commands:app", "A cloud of several nodes on this one machine.", RUN),
+        "sim": Entry("scloud.sim.command:sim", "How big a cloud a manager carries: thousands of simulated nodes.", RUN),
         "test": Entry("scloud.setup.commands:test", "Run the tests.", RUN),
         "status": Entry("scloud.cli.health:status", "Whether the cloud is healthy, and what is not.", RUN),
         "vm": Entry("scloud.cli.vm:app", "Virtual machines.", COMPUTE),

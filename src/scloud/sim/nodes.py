@@ -1,20 +1,25 @@
 """Many agents in one process: `python -m scloud.sim.nodes --manager HOST:PORT` reads join tokens from standard input.
 
 Each node is the real agent daemon with fake drivers and a journal in memory; it enrols with its token and keeps one TLS
-connection, as a real one does.
+connection, as a real one does. With --thin, nodes are `sim.thin`: nothing but the link. Thin nodes take orders on
+standard input, after the tokens and an empty line: "crash NUMBER SECONDS" (the connection breaks, and the node is away
+for so long) and "running FILE" (write what runs where, as JSON).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import random
 import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import TypeAdapter
 
@@ -36,8 +41,11 @@ from scloud.model.observed import NodeFacts, NodeLoad
 from scloud.model.statuses import Accelerator, Capacity
 from scloud.model.wire import CaAnswer, CaRequest, Enroll, Enrolled, Refused
 from scloud.reconcile.network import service_name
+from scloud.sim.thin import ThinNode
 
 IMAGE_MIB = 64
+BOOT_S = (0.1, 0.5)
+"""Seconds that a thin node's VM takes to start: shortest and longest."""
 CAPACITY = Capacity(cpus=64, memory_mib=512 * 1024, disk_mib=4 * 1024 * 1024)
 _ca_answer: TypeAdapter[CaAnswer] = TypeAdapter(CaAnswer)
 _enrolled: TypeAdapter[Enrolled | Refused] = TypeAdapter(Enrolled | Refused)
@@ -123,9 +131,23 @@ _POOLS: dict[str, FakeDisk] = {}
 """Of all nodes of this process, by id."""
 
 
+def _facts(number: int) -> NodeFacts:
+    return NodeFacts(
+        hostname=f"sim-{number}",
+        architecture="x86_64",
+        capacity=CAPACITY,
+        tunnel_ip=f"172.{16 + number // 65025}.{number // 255 % 255}.{1 + number % 255}",
+        accelerator=Accelerator(kind="fake", reason="simulated"),
+        agent_version=__version__,
+        datapath="fake",
+        boot_id="simulated",
+    )
+
+
 def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLContext) -> Daemon:
     """A whole node of fakes."""
-    tunnel_ip = f"172.{16 + number // 65025}.{number // 255 % 255}.{1 + number % 255}"
+    facts = _facts(number)
+    tunnel_ip = facts.tunnel_ip
     switch = FakeOvs(tunnel_ip)
     disk = FakeDisk(capacity_mib=CAPACITY.disk_mib)
     drivers = Drivers(
@@ -135,24 +157,15 @@ def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLCo
     async def dial() -> Channel:
         return await channel.dial(host, port, context, 60.0)
 
-    async def facts() -> NodeFacts:
-        return NodeFacts(
-            hostname=f"sim-{number}",
-            architecture="x86_64",
-            capacity=CAPACITY,
-            tunnel_ip=tunnel_ip,
-            accelerator=Accelerator(kind="fake", reason="simulated"),
-            agent_version=__version__,
-            datapath="fake",
-            boot_id="simulated",
-        )
+    async def tell_facts() -> NodeFacts:
+        return facts
 
     around = Surroundings(
         dial=dial,
         journal=MemoryJournal(),
         images=_Images(disk),
         seeds=_Seeds(),
-        facts=facts,
+        facts=tell_facts,
         load=_Load(),
         wall=time.time,
         network=NetworkSettings(node, tunnel_ip, 1450, False),
@@ -162,31 +175,68 @@ def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLCo
     return Daemon(drivers, around)
 
 
-async def run(host: str, port: int, tokens: Sequence[str]) -> None:
-    """Enrol and run one node for each token, until cancelled."""
-    gate = asyncio.Semaphore(16)
+def make_thin(number: int, node: str, host: str, port: int, context: ssl.SSLContext) -> ThinNode:
+    """A node that is nothing but its end of the link."""
 
-    async def one(number: int, token: str) -> Daemon:
+    async def dial() -> Channel:
+        return await channel.dial(host, port, context, 60.0)
+
+    return ThinNode(node, dial, _facts(number), BOOT_S, random.Random(number))
+
+
+Maker = Callable[[int, str, str, int, ssl.SSLContext], Daemon | ThinNode]
+"""Of (number, id, the manager's host, its port, TLS context)."""
+
+
+async def run(host: str, port: int, tokens: Sequence[str], orders: TextIO | None) -> None:
+    """Enrol and run one node for each token, until cancelled; thin ones if there are `orders` to read."""
+    gate = asyncio.Semaphore(16)
+    make: Callable[[int, str, str, int, ssl.SSLContext], Daemon | ThinNode] = (
+        make_daemon if orders is None else make_thin
+    )
+
+    async def one(number: int, token: str) -> Daemon | ThinNode:
         async with gate:
             node, context = await enrol(host, port, token)
-        return make_daemon(number, node, host, port, context)
+        return make(number, node, host, port, context)
 
-    daemons = await asyncio.gather(*(one(number, token) for number, token in enumerate(tokens)))
+    nodes = await asyncio.gather(*(one(number, token) for number, token in enumerate(tokens)))
     async with asyncio.TaskGroup() as group:
-        for daemon in daemons:
-            group.create_task(daemon.run())
+        for node in nodes:
+            group.create_task(node.run())
+        if orders is not None:
+            await _obey(orders, [node for node in nodes if isinstance(node, ThinNode)], group)
+
+
+async def _obey(orders: TextIO, nodes: Sequence[ThinNode], group: asyncio.TaskGroup) -> None:
+    """Until standard input ends."""
+    while line := await asyncio.to_thread(orders.readline):
+        match line.split():
+            case ["crash", number, seconds]:
+                group.create_task(nodes[int(number)].crash(float(seconds)))
+            case ["running", path]:
+                _write_running(Path(path), nodes)
+
+
+def _write_running(path: Path, nodes: Sequence[ThinNode]) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({node.name: sorted(node.running) for node in nodes}))
+    unfinished.rename(path)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scloud.sim.nodes", description=__doc__)
     parser.add_argument("--manager", required=True, help="HOST:PORT of the manager's link")
-    host, _, port = parser.parse_args().manager.rpartition(":")
-    tokens = sys.stdin.read().split()
+    parser.add_argument("--thin", action="store_true", help="nodes that are nothing but the link")
+    options = parser.parse_args()
+    host, _, port = options.manager.rpartition(":")
+    tokens = list(iter(lambda: sys.stdin.readline().strip(), ""))
     import uvloop
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(host, int(port), tokens))
+            runner.run(run(host, int(port), tokens, sys.stdin if options.thin else None))
     except KeyboardInterrupt:
         return 0
     return 0
