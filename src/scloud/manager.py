@@ -35,6 +35,7 @@ from scloud.model.specs import AccountSpec, ClusterSpec
 from scloud.model.statuses import ImageStatus, Status
 from scloud.store import tokens
 from scloud.store.database import Store, Tx, open_sqlite
+from scloud.store.lease import Holder, take_lease
 from scloud.store.resources import SYSTEM, all_of, create, find
 from scloud.store.schema import migrate
 
@@ -108,7 +109,7 @@ def lead(store: Store, folder: Path) -> tuple[int, int]:
     except BlockingIOError:
         raise SystemExit(f"another manager is running with {folder}; stop it first") from None
     holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    epoch = store.write_now(lambda tx: tokens.take_lease(tx, "leader", holder, LEASE_S, alone=True))
+    epoch = store.write_now(lambda tx: take_lease(tx, Holder(id=holder, api="", link=""), LEASE_S, alone=True))
     if epoch is None:
         raise SystemExit("the leader's lease could not be taken")
     return epoch, descriptor

@@ -23,8 +23,8 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts
 from scloud.model.specs import ImageSpec
 from scloud.model.statuses import Accelerator, Capacity
-from scloud.store import tokens
 from scloud.store.database import Store, Tx
+from scloud.store.lease import Holder, take_lease
 
 from .hardware import (
     IMAGE_MIB,
@@ -188,7 +188,7 @@ class ManagerProcess:
     def start(self) -> None:
         world = self._world
         epoch = self._base.write_now(
-            lambda tx: tokens.take_lease(tx, "leader", f"manager-{self.epoch + 1}", 10.0, alone=True)
+            lambda tx: take_lease(tx, Holder(id=f"manager-{self.epoch + 1}", api="", link=""), 10.0, alone=True)
         )
         assert epoch is not None and epoch > self.epoch
         self.epoch = epoch

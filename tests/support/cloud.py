@@ -28,6 +28,7 @@ from scloud.model.specs import AccountSpec, ClusterSpec, ImageFormat, ImageSpec
 from scloud.model.statuses import ImageStatus, Status
 from scloud.store import tables, tokens
 from scloud.store.database import Store, Tx, open_sqlite
+from scloud.store.lease import Holder, take_lease
 from scloud.store.resources import SYSTEM, create
 from scloud.store.schema import migrate
 from support.clock import Clock
@@ -159,7 +160,9 @@ class Cloud:
     # --- the manager's life
 
     async def start(self) -> None:
-        epoch = self.store.write_now(lambda tx: tokens.take_lease(tx, "leader", str(self.clock()), 10.0, alone=True))
+        epoch = self.store.write_now(
+            lambda tx: take_lease(tx, Holder(id=str(self.clock()), api="", link=""), 10.0, alone=True)
+        )
         assert epoch is not None and epoch > self.epoch
         self.epoch = epoch
         self.files = ImageFiles(self.folder / "images")

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import random
+import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,16 @@ from scloud.model.ids import RANDOM_BITS, make_id
 from scloud.store.memory import Memory
 
 T = TypeVar("T")
+POSTGRES = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 8000,
+    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=20000",
+}
+"""A server that is gone, and a manager that hangs while it writes, are both noticed within seconds (the latter, so that
+its successor need not wait for it: the lease's row is locked until a commit)."""
 MAX_BATCH = 128
 """Writes to one commit; bounds how long the first of them waits for the last."""
 
@@ -38,6 +50,8 @@ class Tx:
         self.now = now
         self._rng = rng
         self.memory = Memory() if memory is None else memory
+        self.has_rivals = conn.dialect.name != "sqlite"
+        """Whether other processes may write to this database at the same time."""
         self.touched: dict[str, None] = {}
 
     def new_id(self, prefix: str) -> str:
@@ -94,6 +108,8 @@ class Store:
         self.clock = clock
         self.rng = rng or random.SystemRandom()
         self.listeners: list[Callable[[Iterable[str]], None]] = []
+        self.guard: Callable[[Connection], None] | None = None
+        """Asked at the beginning of each transaction that writes; what it raises is what the writes fail with."""
         self._inline = inline
         self._remembered = Memory()
         self._in_memory = url in ("sqlite://", "sqlite:///:memory:")
@@ -103,6 +119,9 @@ class Store:
         if self._sqlite:
             arguments.setdefault("check_same_thread", False)
             arguments.setdefault("timeout", 30.0)
+        else:
+            arguments = POSTGRES | arguments
+            extra = {"pool_pre_ping": True, "pool_timeout": 10.0}
         self.engine = create_engine(url, connect_args=arguments, **extra)
         self.reader: Engine = self.engine if self._in_memory else create_engine(url, connect_args=arguments)
         if self._sqlite:
@@ -139,12 +158,19 @@ class Store:
     def transact(self, fn: Callable[[Tx], T]) -> tuple[T, dict[str, None]]:
         """`write_now` without telling the listeners: what `fn` answers, and the keys of what it has changed."""
         try:
-            with self.engine.begin() as conn:
+            with self._begin() as conn:
                 tx = Tx(conn, self.clock(), self.rng, self._remembered)
                 return fn(tx), tx.touched
         except BaseException:
             self._remembered.forget()
             raise
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with self.engine.begin() as conn:
+            if self.guard is not None:
+                self.guard(conn)
+            yield conn
 
     def _write_forever(self) -> None:
         while True:
@@ -196,7 +222,7 @@ class Store:
     def _run_together(self, batch: list[_Job], touched: dict[str, None]) -> list[_Outcome]:
         """The usual case: nothing fails, and nothing is paid for what might."""
         outcomes: list[_Outcome] = []
-        with self.engine.begin() as conn:
+        with self._begin() as conn:
             for job in batch:
                 tx = Tx(conn, self.clock(), self.rng, self._remembered)
                 outcomes.append((job.future, job.fn(tx), None))
@@ -206,7 +232,7 @@ class Store:
     def _run_apart(self, batch: list[_Job], touched: dict[str, None]) -> list[_Outcome]:
         """One transaction, each write in a savepoint of its own."""
         outcomes: list[_Outcome] = []
-        with self.engine.begin() as conn:
+        with self._begin() as conn:
             for job in batch:
                 tx = Tx(conn, self.clock(), self.rng, self._remembered)
                 try:
@@ -223,8 +249,13 @@ class Store:
         return outcomes
 
     def _rolled_back(self, conn: Connection) -> bool:
-        """SQLite ends the whole transaction by itself when the disk is full or fails; savepoints are gone with it."""
-        return self._sqlite and not conn.connection.dbapi_connection.in_transaction  # type: ignore[union-attr]
+        """SQLite ends the whole transaction by itself when the disk is full or fails; savepoints are gone with it.
+
+        So they are when the connection to a server breaks.
+        """
+        if not self._sqlite:
+            return conn.invalidated
+        return not conn.connection.dbapi_connection.in_transaction  # type: ignore[union-attr]
 
     def _deliver(self, outcomes: list[_Outcome], touched: dict[str, None]) -> None:
         for future, result, error in outcomes:
@@ -289,6 +320,11 @@ def open_sqlite(path: Path, *, clock: Callable[[], float], rng: random.Random | 
     path.touch(mode=0o600)
     path.chmod(0o600)  # keys of storage clusters are in it; its log gets the same mode
     return Store(f"sqlite:///{path}", clock=clock, rng=rng)
+
+
+def open_postgres(url: str, *, clock: Callable[[], float], rng: random.Random | None = None) -> Store:
+    """A PostgreSQL server's database, `postgresql://USER:PASSWORD@HOST:PORT/NAME`, which must be there."""
+    return Store(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url), clock=clock, rng=rng)
 
 
 def _database_error(error: Exception) -> Exception:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import text
 
 from scloud.store.database import Store
 
+MIGRATING = 0x5C10D
+"""The number of an advisory lock; any would do."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -19,8 +22,10 @@ def config() -> Config:
 
 
 def migrate(store: Store) -> None:
-    """Run the migrations that the database has not seen."""
+    """Run the migrations that the database has not seen. Of several managers that start together one does it."""
     with store.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": MIGRATING})
         settings = config()
         settings.attributes["connection"] = connection
         command.upgrade(settings, "head")

@@ -144,7 +144,7 @@ lease = Table(
     "lease",
     metadata,
     Column("name", String(32), primary_key=True),
-    Column("holder", String(64), nullable=False),
+    Column("holder", Text, nullable=False),  # JSON of a lease.Holder
     Column("epoch", Integer, nullable=False),
     Column("expires_at", Float, nullable=False),
 )

@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, select, update
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import TOKEN_PREFIX
 from scloud.store.database import Tx
-from scloud.store.tables import counter, idempotency, lease, token
+from scloud.store.tables import counter, idempotency, token
 
 
 def digest(secret: str) -> str:
@@ -107,24 +107,6 @@ def forget_requests(tx: Tx, before: float) -> None:
 
 
 # --- lease and counters
-
-
-def take_lease(tx: Tx, name: str, holder: str, ttl_s: float, *, alone: bool = False) -> int | None:
-    """Become or stay leader; the epoch grows with each change of hands. None if another holds it.
-
-    `alone` says that the caller knows by other means (a lock on the database's file) that no other is alive.
-    """
-    row = tx.conn.execute(select(lease).where(lease.c.name == name)).first()
-    if row is None:
-        tx.conn.execute(insert(lease), [{"name": name, "holder": holder, "epoch": 1, "expires_at": tx.now + ttl_s}])
-        return 1
-    if row.holder != holder and row.expires_at > tx.now and not alone:
-        return None
-    epoch = row.epoch if row.holder == holder else row.epoch + 1
-    tx.conn.execute(
-        update(lease).where(lease.c.name == name).values(holder=holder, epoch=epoch, expires_at=tx.now + ttl_s)
-    )
-    return int(epoch)
 
 
 def next_number(tx: Tx, name: str) -> int:

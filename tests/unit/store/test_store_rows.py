@@ -13,6 +13,7 @@ from scloud.model.specs import DiskSpec, VpcSpec
 from scloud.model.statuses import DiskStatus, Status
 from scloud.store import nodes, operations, tables, tokens
 from scloud.store.database import Store, Tx
+from scloud.store.lease import Holder, take_lease
 from scloud.store.operations import OperationState
 from scloud.store.resources import (
     Resource,
@@ -124,7 +125,7 @@ def test_history_is_bounded_and_what_is_open_stays(store: Store, clock: Clock) -
 
 
 def test_an_epoch_rises_with_every_change_of_hands(store: Store, clock: Clock) -> None:
-    take = lambda who, **more: store.write_now(lambda tx: tokens.take_lease(tx, "leader", who, 10, **more))  # noqa: E731
+    take = lambda who, **more: store.write_now(lambda tx: take_lease(tx, Holder(id=who, api="", link=""), 10, **more))  # noqa: E731
     assert take("a") == 1
     assert take("a") == 1
     assert take("b") is None

@@ -1,0 +1,98 @@
+"""The leader's lease: one row with an epoch that grows with each change of hands, judged by the database's own clock.
+
+Every write of a manager that can have rivals asks first whether the row still has its epoch, and keeps it from changing
+until the commit: what an old leader writes late is refused, whatever it believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, insert, select, text, update
+
+from scloud.model.base import Value
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.store.database import Tx
+from scloud.store.tables import lease
+
+LEADER = "leader"
+
+
+class Holder(Value):
+    """Who leads: HOST:PORT of its API and of its link, and a name that no other process has."""
+
+    id: str
+    api: str
+    link: str
+
+
+class Lease(Value):
+    """As it is in the database; `left_s` may be negative."""
+
+    holder: Holder
+    epoch: int
+    left_s: float
+
+
+def read_lease(tx: Tx) -> Lease | None:
+    row = tx.conn.execute(select(lease).where(lease.c.name == LEADER)).first()
+    if row is None:
+        return None
+    try:
+        holder = Holder.model_validate_json(row.holder)
+    except ValidationError:
+        return None  # of a version that did not say where it is reached
+    return Lease(holder=holder, epoch=row.epoch, left_s=row.expires_at - _database_now(tx))
+
+
+def take_lease(tx: Tx, holder: Holder, ttl_s: float, *, alone: bool = False) -> int | None:
+    """Become or stay leader; the epoch if that was possible. None if another holds it.
+
+    `alone` says that the caller knows by other means (a lock on the database's file) that no other is alive.
+    """
+    query = select(lease).where(lease.c.name == LEADER)
+    row = tx.conn.execute(query.with_for_update() if tx.has_rivals else query).first()
+    now = _database_now(tx)
+    values = {"holder": holder.model_dump_json(), "expires_at": now + ttl_s}
+    if row is None:
+        tx.conn.execute(insert(lease), [{"name": LEADER, "epoch": 1, **values}])
+        return 1
+    mine = bool(row.holder == values["holder"])
+    if not mine and row.expires_at > now and not alone:
+        return None
+    epoch = int(row.epoch) + (not mine)
+    tx.conn.execute(update(lease).where(lease.c.name == LEADER).values(epoch=epoch, **values))
+    return epoch
+
+
+def give_up_lease(tx: Tx, epoch: int) -> None:
+    """Let the next take it at once; nothing if it is another's already."""
+    query = update(lease).where(lease.c.name == LEADER, lease.c.epoch == epoch)
+    tx.conn.execute(query.values(expires_at=_database_now(tx)))
+
+
+def guard_of(epoch: int) -> Callable[[Connection], None]:
+    """For `Store.guard`: CONFLICT in each transaction from the moment that another leads."""
+    query = text("SELECT epoch FROM lease WHERE name = :name FOR SHARE")
+
+    def guard(conn: Connection) -> None:
+        found = conn.execute(query, {"name": LEADER}).scalar()
+        if found != epoch:
+            raise LeaseLost(epoch, found)
+
+    return guard
+
+
+class LeaseLost(CloudError):
+    """Another manager leads."""
+
+    def __init__(self, mine: int, found: int | None) -> None:
+        text_ = f"this manager led in epoch {mine}, and another leads now (epoch {found}); nothing was done; ask again"
+        super().__init__(ErrorKind.CONFLICT, text_)
+
+
+def _database_now(tx: Tx) -> float:
+    if tx.conn.dialect.name == "sqlite":
+        return tx.now
+    return float(tx.conn.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
