@@ -14,14 +14,19 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 
 from scloud import garbage
 from scloud.api.app import make_app
 from scloud.api.context import Context
 from scloud.api.routes.accounts import make_account
+from scloud.authority import Authority, ca_in_database, ca_in_folder, make_ca_in_database, write_private
 from scloud.console.app import mount
 from scloud.controllers.disk_reader import DiskReader
 from scloud.controllers.image_files import ImageFiles
@@ -33,9 +38,12 @@ from scloud.model.errors import not_found
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import AccountSpec, ClusterSpec
 from scloud.model.statuses import ImageStatus, Status
+from scloud.standby.copies import keep_copies
+from scloud.standby.leadership import Leadership
+from scloud.standby.relay import NOBODY_LEADS, Relay
 from scloud.store import tokens
-from scloud.store.database import Store, Tx, open_sqlite
-from scloud.store.lease import Holder, take_lease
+from scloud.store.database import Store, Tx, open_postgres, open_sqlite
+from scloud.store.lease import Holder, LeaseLost, take_lease
 from scloud.store.resources import SYSTEM, all_of, create, find
 from scloud.store.schema import migrate
 
@@ -45,41 +53,9 @@ SWITCH_S = 0.0005
 would wait as long for the event loop before it went on, tens of times for one VM."""
 ADMIN = "admin"
 LEASE_S = 10.0
-
-
-class FileAuthority:
-    """The CA in the manager's folder, made at first start."""
-
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.ca_path, self._ca_key = folder / "ca.pem", folder / "ca.key"
-        self.certificate, self.key = folder / "manager.pem", folder / "manager.key"
-        if not self._ca_key.exists():
-            made = pki.create_ca(time.time())
-            _write_private(self.ca_path, made.certificate)
-            _write_private(self._ca_key, made.key)
-        self._authority = pki.Credentials(self.ca_path.read_text(), self._ca_key.read_text())
-        server = pki.issue_server(self._authority, time.time(), names)
-        _write_private(self.certificate, server.certificate)
-        _write_private(self.key, server.key)
-
-    @property
-    def ca(self) -> str:
-        return self._authority.certificate
-
-    def issue(self, node: str, csr: str) -> str:
-        return pki.issue_node(self._authority, node, csr, time.time())
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, readable by its owner alone."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+DATABASE_AGAIN_S = 1.0
+LEADS_NO_MORE = 3
+"""The exit status of a manager whose lease was lost."""
 
 
 def prepare(store: Store, token_file: Path) -> None:
@@ -98,112 +74,203 @@ def prepare(store: Store, token_file: Path) -> None:
 
     secret = store.write_now(first)
     if secret is not None:
-        _write_private(token_file, secret + "\n")
+        write_private(token_file, secret + "\n")
 
 
-def lead(store: Store, folder: Path) -> tuple[int, int]:
+def lead_alone(store: Store, folder: Path, me: Holder) -> tuple[int, int]:
     """(epoch, descriptor that holds the lock). The lock proves that no other manager uses this database."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(f"another manager is running with {folder}; stop it first") from None
-    holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    epoch = store.write_now(lambda tx: take_lease(tx, Holder(id=holder, api="", link=""), LEASE_S, alone=True))
+    epoch = store.write_now(lambda tx: take_lease(tx, me, LEASE_S, alone=True))
     if epoch is None:
         raise SystemExit("the leader's lease could not be taken")
     return epoch, descriptor
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a manager keeps its files, where it listens, and its database if that is not a file of its own."""
+
+    root: Path
+    api: tuple[str, int]
+    link: tuple[str, int]
+    advertise: str | None
+    database: str | None
+
+    @property
+    def pki(self) -> Path:
+        return self.root / "pki"
+
+
+class Process:
+    """One manager: it may be a standby first, then leads until it is told to end or another leads."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        place.root.mkdir(parents=True, exist_ok=True)
+        self._ready_file = place.root / "ready"
+        self._ready_file.unlink(missing_ok=True)
+        self._api = channel.listen(*place.api)
+        self._link = channel.listen(*place.link)
+        self._tls = place.api[0] not in ("127.0.0.1", "localhost")
+        port = self._api.getsockname()[1]
+        self._url = f"{'https' if self._tls else 'http'}://{place.api[0]}:{port}"
+        self._link_address = place.advertise or f"{place.link[0]}:{self._link.getsockname()[1]}"
+        name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._me = Holder(id=name, api=f"{place.api[0]}:{port}", link=self._link_address)
+        self._files = ImageFiles(place.root / "images")
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. LeaseLost when another leads: whoever keeps this process starts it anew."""
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        if self._place.database is None:
+            store = open_sqlite(self._place.root / "scloud.db", clock=time.time)
+            migrate(store)
+            epoch, lock = lead_alone(store, self._place.root, self._me)
+            try:
+                await self._lead(store, epoch, ca_in_folder(self._place.pki), told, None)
+            finally:
+                store.close()
+                os.close(lock)
+            return
+        store = open_postgres(self._place.database, clock=time.time)
+        try:
+            leadership = Leadership(store, self._me)
+            stand_by = asyncio.ensure_future(self._stand_by(store, leadership))
+            stopping = asyncio.ensure_future(told.wait())
+            await asyncio.wait([stand_by, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not stand_by.done():
+                stand_by.cancel()
+                await asyncio.gather(stand_by, return_exceptions=True)
+                return
+            epoch = stand_by.result()
+            ca = await store.write(make_ca_in_database)
+            await self._lead(store, epoch, ca, told, leadership)
+            await leadership.give_up()
+        finally:
+            store.close()
+
+    async def _stand_by(self, store: Store, leadership: Leadership) -> int:
+        """The epoch in which this manager leads, once it does."""
+        await self._until_migrated(store)
+        relays = [
+            asyncio.ensure_future(part)
+            for part in (
+                Relay(self._api, leadership.api, NOBODY_LEADS).run(),
+                Relay(self._link, leadership.link).run(),
+                self._keep_copies(store, leadership),
+            )
+        ]
+        self._say_ready("standby", 0, "")
+        try:
+            return await leadership.gain()
+        finally:
+            self._ready_file.unlink(missing_ok=True)
+            for relay in relays:
+                relay.cancel()
+            await asyncio.gather(*relays, return_exceptions=True)
+
+    async def _until_migrated(self, store: Store) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(migrate, store)
+                return
+            except OperationalError as error:
+                log.warning("the database does not answer, and is asked again: %s", error.orig)
+                await asyncio.sleep(DATABASE_AGAIN_S)
+
+    async def _keep_copies(self, store: Store, leadership: Leadership) -> None:
+        """Images are copied as soon as there is a CA that both this and the leader have."""
+        while (ca := await self._shared_ca(store)) is None:
+            await asyncio.sleep(DATABASE_AGAIN_S)
+        authority = Authority(ca, self._place.pki, [])
+        await keep_copies(store, self._files.path, leadership.link, authority.as_client)
+
+    @staticmethod
+    async def _shared_ca(store: Store) -> pki.Credentials | None:
+        try:
+            return await store.read(ca_in_database)
+        except OperationalError:
+            return None
+
+    def _say_ready(self, role: str, epoch: int, ca_pin: str) -> None:
+        """For whoever waits for this process: how it is reached."""
+        told = {"api": self._url, "link": self._link_address, "ca_sha256": ca_pin, "role": role}
+        write_private(self._ready_file, json.dumps(told | {"pid": os.getpid(), "epoch": epoch}))
+        log.info("manager ready as %s, epoch %d, API at %s", role, epoch, self._url)
+
+    async def _lead(
+        self, store: Store, epoch: int, ca: pki.Credentials, told: asyncio.Event, leadership: Leadership | None
+    ) -> None:
+        prepare(store, self._place.root / "admin.token")
+        manager = Manager(store, self._files, epoch=epoch)
+        authority = Authority(ca, self._place.pki, [self._place.link[0], self._place.api[0]])
+
+        async def send_image(connection: Channel, image: str) -> None:
+            row = await store.read(lambda tx: find(tx, image))
+            if row is None or row.kind != Kind.IMAGE or row.state != State.READY:
+                raise not_found("image", image)
+            await self._files.send(connection, image, row.status_as(ImageStatus).sha256)
+
+        server = LinkServer(manager, authority, send_image)
+        self._files.disks = manager.mover.disks = DiskReader(store, server)
+        context = Context(manager, server, join_address=self._link_address, ca_pin=pki.pin_of(authority.ca))
+        app = make_app(context)
+        streams = mount(app)
+        web = uvicorn.Server(self._web_config(app, authority))
+        loop = asyncio.get_running_loop()
+        working = loop.create_task(manager.run())
+        tasks: list[asyncio.Task[Any]] = [working]
+        if leadership is not None:
+            tasks.append(loop.create_task(leadership.keep()))
+        ready = loop.create_task(manager.ready.wait())
+        await asyncio.wait([*tasks, ready], return_when=asyncio.FIRST_COMPLETED)
+        tls_link = pki.server_context(authority.certificate, authority.key, authority.ca_path)
+        accepting = await channel.serve(server.handle, self._link, tls_link)
+        serving = loop.create_task(web._serve([self._api]))  # serve() would take the signals for itself
+        self._say_ready("leader", epoch, context.ca_pin)
+        garbage.begin()
+        collecting = loop.create_task(garbage.collect_when_idle())
+        stopping = loop.create_task(told.wait())
+        await asyncio.wait([*tasks, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        self._ready_file.unlink(missing_ok=True)
+        if leadership is not None and tasks[-1].done():
+            # Nothing of what it would do in order may be done by one that leads no more.
+            raise tasks[-1].exception() or LeaseLost(epoch, None)
+        web.should_exit = True
+        streams.close()
+        accepting.close()
+        for session in manager.sessions:
+            await session.hang_up()
+        for task in (collecting, stopping, *tasks):
+            task.cancel()
+        results = await asyncio.gather(serving, *tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def _web_config(self, app: FastAPI, authority: Authority) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            loop="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=3,
+            ws_max_size=1024 * 1024,
+            ssl_certfile=str(authority.certificate) if self._tls else None,
+            ssl_keyfile=str(authority.key) if self._tls else None,
+        )
+
+
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host or "127.0.0.1", int(port)
-
-
-def _listener(address: tuple[str, int]) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener
-
-
-async def run(root: Path, api: tuple[str, int], link: tuple[str, int], advertise: str | None) -> None:
-    """Until SIGTERM or SIGINT."""
-    root.mkdir(parents=True, exist_ok=True)
-    ready_file = root / "ready"
-    ready_file.unlink(missing_ok=True)
-    store = open_sqlite(root / "scloud.db", clock=time.time)
-    migrate(store)
-    epoch, lock = lead(store, root)
-    prepare(store, root / "admin.token")
-    files = ImageFiles(root / "images")
-    manager = Manager(store, files, epoch=epoch)
-    authority = FileAuthority(root / "pki", [link[0], api[0]])
-
-    async def send_image(connection: Channel, image: str) -> None:
-        row = await store.read(lambda tx: find(tx, image))
-        if row is None or row.kind != Kind.IMAGE or row.state != State.READY:
-            raise not_found("image", image)
-        await files.send(connection, image, row.status_as(ImageStatus).sha256)
-
-    server = LinkServer(manager, authority, send_image)
-    files.disks = manager.mover.disks = DiskReader(store, server)
-    join_address = advertise or f"{link[0]}:{link[1]}"
-    context = Context(manager, server, join_address=join_address, ca_pin=pki.pin_of(authority.ca))
-    listener = _listener(api)
-    tls = api[0] not in ("127.0.0.1", "localhost")
-    app = make_app(context)
-    streams = mount(app)
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=3,
-        ws_max_size=1024 * 1024,
-        ssl_certfile=str(authority.certificate) if tls else None,
-        ssl_keyfile=str(authority.key) if tls else None,
-    )
-    web = uvicorn.Server(config)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    working = loop.create_task(manager.run())
-    ready = loop.create_task(manager.ready.wait())
-    await asyncio.wait([working, ready], return_when=asyncio.FIRST_COMPLETED)
-    tls_link = pki.server_context(authority.certificate, authority.key, authority.ca_path)
-    accepting = await channel.serve(server.handle, link[0], link[1], tls_link)
-    serving = loop.create_task(web._serve([listener]))  # serve() would take the signals for itself
-    scheme = "https" if tls else "http"
-    told = {
-        "api": f"{scheme}://{api[0]}:{listener.getsockname()[1]}",
-        "link": join_address,
-        "ca_sha256": context.ca_pin,
-    }
-    _write_private(ready_file, json.dumps(told | {"pid": os.getpid(), "epoch": epoch}))
-    log.info("manager ready, epoch %d, API at %s", epoch, told["api"])
-    garbage.begin()
-    collecting = loop.create_task(garbage.collect_when_idle())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait([working, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    ready_file.unlink(missing_ok=True)
-    web.should_exit = True
-    streams.close()
-    accepting.close()
-    for session in manager.sessions:
-        await session.hang_up()
-    collecting.cancel()
-    working.cancel()
-    results = await asyncio.gather(working, serving, return_exceptions=True)
-    store.close()
-    os.close(lock)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
 
 
 def main() -> int:
@@ -212,6 +279,12 @@ def main() -> int:
     parser.add_argument("--api", default="127.0.0.1:7780", help="ADDRESS:PORT of the REST API and console")
     parser.add_argument("--link", default="127.0.0.1:7781", help="ADDRESS:PORT where nodes connect")
     parser.add_argument("--advertise", help="HOST:PORT under which nodes reach the link, if another")
+    parser.add_argument(
+        "--database",
+        metavar="postgresql://...",
+        default=os.environ.get("SCLOUD_DATABASE"),
+        help="a PostgreSQL database that several managers share (or SCLOUD_DATABASE); else a file in the folder",
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -222,8 +295,16 @@ def main() -> int:
     # A file for each node's connection: the usual 1,024 would end it at a thousand nodes.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    place = Place(
+        options.root.resolve(), _address(options.api), _address(options.link), options.advertise, options.database
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(options.root.resolve(), _address(options.api), _address(options.link), options.advertise))
+        try:
+            runner.run(Process(place).run())
+        except LeaseLost as error:
+            log.error("%s", error)
+            logging.shutdown()
+            os._exit(LEADS_NO_MORE)
     return 0
 
 

@@ -20,7 +20,7 @@ from scloud.agent.journal import Journal
 from scloud.agent.metadata import Metadata
 from scloud.agent.network import NetworkSettings
 from scloud.agent.reconciler import Reconciler
-from scloud.agent.session import Session
+from scloud.agent.session import KnowsManagers, Session
 from scloud.agent.stores import NoPools, Pools, Stores
 from scloud.agent.streams import Streams
 from scloud.agent.transfers import Transfers
@@ -74,6 +74,7 @@ class Surroundings:
     network: NetworkSettings
     vms: VmSettings
     serve_metadata: bool = True
+    managers: KnowsManagers | None = None
 
 
 class Daemon:
@@ -128,6 +129,7 @@ class Daemon:
             self.board,
             self.reconciler,
             calls.answer,
+            around.managers,
         )
         self.reconciler.start()
         sampling = loop.create_task(self._sample(), name="load")

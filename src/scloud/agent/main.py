@@ -29,6 +29,7 @@ from scloud.agent.enroll import CA, CERTIFICATE, KEY, address_of
 from scloud.agent.figures import ProcLoad, capacity
 from scloud.agent.images import ImageCache
 from scloud.agent.journal import FileJournal
+from scloud.agent.managers import Managers
 from scloud.agent.network import NetworkSettings
 from scloud.agent.seeds import SeedFolder
 from scloud.agent.upkeep import keep_tidy
@@ -45,8 +46,7 @@ from scloud.drivers.supervisor.process import ProcessSupervisor
 from scloud.drivers.supervisor.protocol import Supervisor
 from scloud.drivers.supervisor.systemd import SystemdSupervisor
 from scloud.drivers.switch.ovs import OvsConfig, OvsSwitch
-from scloud.link import channel, pki
-from scloud.link.channel import Channel, Dialer
+from scloud.link import pki
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts
 from scloud.model.statuses import Accelerator
@@ -65,21 +65,16 @@ def make_supervisor(config: AgentConfig) -> Supervisor:
     return SystemdSupervisor(f"scloud-{config.node}-", argv, config.log)
 
 
-def make_dialer(config: AgentConfig) -> tuple[str, Dialer]:
-    """(this node's id, how to reach the manager). `CloudError` if the node is not enrolled."""
+def make_managers(config: AgentConfig) -> tuple[str, Managers]:
+    """(this node's id, how to reach a manager). `CloudError` if the node is not enrolled."""
     files = [config.pki / name for name in (CA, CERTIFICATE, KEY)]
     missing = [path for path in files if not path.exists()]
     if missing:
         raise CloudError(
             ErrorKind.UNAUTHENTICATED, f"{missing[0]} is missing: join this node with the token of `scloud node add`"
         )
-    context = pki.client_context(*files)
-    host, port = address_of(config.manager)
-
-    async def dial() -> Channel:
-        return await channel.dial(host, port, context)
-
-    return pki.subject_of(files[1].read_text()), dial
+    managers = Managers(config.manager, config.state / "managers.json", pki.client_context(*files))
+    return pki.subject_of(files[1].read_text()), managers
 
 
 def switch_config(config: AgentConfig) -> OvsConfig:
@@ -95,7 +90,7 @@ def switch_config(config: AgentConfig) -> OvsConfig:
 
 async def run(config: AgentConfig) -> None:
     """Until cancelled."""
-    node, dial = make_dialer(config)
+    node, managers = make_managers(config)
     for folder in (config.state, config.disks, config.images, config.consoles, config.run, config.log, config.sockets):
         folder.mkdir(parents=True, exist_ok=True)
     lock = take_lock(config.state / "agent.lock")
@@ -129,10 +124,10 @@ async def run(config: AgentConfig) -> None:
         control=control,
     )
     journal = FileJournal(config.state / "journal")
-    images = ImageCache(config.images, dial, storage.free_mib)
+    images = ImageCache(config.images, managers.dial, storage.free_mib)
     offload = config.datapath == "system"
     around = Surroundings(
-        dial=dial,
+        dial=managers.dial,
         journal=journal,
         images=images,
         seeds=SeedFolder(config.disks.parent / "seeds"),
@@ -141,6 +136,7 @@ async def run(config: AgentConfig) -> None:
         wall=time.time,
         network=NetworkSettings(node, config.tunnel_ip, config.mtu, offload),
         vms=VmSettings(boot_id(), config.consoles, config.sockets, config.mtu, offload),
+        managers=managers,
     )
     daemon = Daemon(drivers, around)
     reconcilers.append(daemon.reconciler.engine_started)

@@ -18,6 +18,7 @@ from scloud.link.digest import digest_of
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad
 from scloud.model.wire import (
+    Beat,
     Call,
     Desired,
     Heartbeat,
@@ -37,6 +38,8 @@ FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 HEALTHY_AFTER_S = 10.0
 """A connection that lasted this long is dialled anew without delay."""
+SILENCE_S = 6.0
+"""A manager that beats, and then says nothing for so long, hangs."""
 MAX_CALLS = 64
 MAX_ITEMS = 5000
 """Observed objects in one report."""
@@ -48,6 +51,14 @@ class Taker(Protocol):
     async def take(self, message: Desired) -> None: ...
 
     def new_connection(self) -> None: ...
+
+
+class KnowsManagers(Protocol):
+    """Who knows where managers are."""
+
+    def learn(self, addresses: tuple[str, ...]) -> None: ...
+
+    def failed(self) -> None: ...
 
 
 CallHandler = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -67,6 +78,7 @@ class Session:
         board: Board,
         taker: Taker,
         calls: CallHandler,
+        managers: KnowsManagers | None = None,
     ) -> None:
         self._node = node
         self._dial = dial
@@ -76,6 +88,7 @@ class Session:
         self._board = board
         self._taker = taker
         self._calls = calls
+        self._managers = managers
         self._answering: set[asyncio.Task[None]] = set()
         self.connected = asyncio.Event()
 
@@ -91,6 +104,8 @@ class Session:
                 log.info("no manager: %s", error)
             except Exception:
                 log.exception("a defect of the agent ended its connection")
+            if self._managers is not None:
+                self._managers.failed()
             tries = 0 if loop.time() - began > HEALTHY_AFTER_S else tries + 1
             if tries:
                 await asyncio.sleep(self._backoff(tries))
@@ -107,6 +122,8 @@ class Session:
             welcome = await within("connect", "greeting the manager", self._greet(channel))
             self._check_epoch(welcome.epoch)
             await self._journal.see_epoch(welcome.epoch)
+            if self._managers is not None:
+                self._managers.learn(welcome.managers)
             self._taker.new_connection()
             log.info("connected to the manager, epoch %d", welcome.epoch)
             self.connected.set()
@@ -148,9 +165,15 @@ class Session:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _hear(self, channel: Channel) -> None:
+        beats = False
         while True:
-            message = await channel.receive(manager_message)
+            try:
+                async with asyncio.timeout(SILENCE_S if beats else None):
+                    message = await channel.receive(manager_message)
+            except TimeoutError as error:
+                raise ConnectionError(f"the manager has said nothing for {SILENCE_S:g} s") from error
             self._check_epoch(message.epoch)
+            beats = beats or isinstance(message, Beat)
             if isinstance(message, Desired):
                 await self._journal.see_epoch(message.epoch)
                 await self._taker.take(message)

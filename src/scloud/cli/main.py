@@ -44,6 +44,7 @@ class Root(LazyGroup):
         "storage-cluster": Entry("scloud.cli.storage_cluster:app", "Storage clusters (Ceph) and their health.", ADMIN),
         "pool": Entry("scloud.cli.pool:app", "Pools of storage clusters.", ADMIN),
         "disk-type": Entry("scloud.cli.disk_type:app", "Which kinds of disks there are to choose from.", STORE),
+        "manager": Entry("scloud.cli.manager:app", "The manager that leads, and its standbys.", ADMIN),
         "cluster": Entry("scloud.cli.cluster:app", "Groups of nodes of one architecture.", ADMIN),
         "account": Entry("scloud.cli.account:app", "Tenants.", ADMIN),
         "audit": Entry("scloud.cli.health:audit", "Compare what runs with what should; exit 1 if it differs.", ADMIN),

@@ -12,9 +12,11 @@ from pydantic import TypeAdapter
 from scloud.controllers.manager import Manager
 from scloud.controllers.sessions import Session
 from scloud.link.channel import Channel
+from scloud.link.pki import MANAGER_NAME
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind
 from scloud.model.wire import (
+    Beat,
     CaAnswer,
     CaRequest,
     Enroll,
@@ -32,11 +34,13 @@ from scloud.model.wire import (
 )
 from scloud.store import tokens
 from scloud.store.database import Tx
+from scloud.store.lease import managers
 from scloud.store.resources import find
 
 log = logging.getLogger(__name__)
 first_message: TypeAdapter[Hello | StreamHello | FetchHello | Enroll | CaRequest] = TypeAdapter(FirstMessage)
 FIRST_FRAME_S = 15.0
+BEAT_S = 2.0
 STREAM_S = 15.0
 
 
@@ -85,6 +89,9 @@ class LinkServer:
             return
         if not channel.peer:
             raise CloudError(ErrorKind.UNAUTHENTICATED, "the link takes only nodes with a certificate; join first")
+        if channel.peer == MANAGER_NAME and isinstance(first, FetchHello):
+            await self._send_image(channel, first.image)  # a standby keeps copies
+            return
         node = await self._manager.store.read(lambda tx: find(tx, channel.peer))
         if node is None or node.kind != Kind.NODE:
             raise CloudError(ErrorKind.FORBIDDEN, "this node was removed from the cloud; join it anew")
@@ -118,7 +125,7 @@ class LinkServer:
                 f"the node has heard of a newer leader (epoch {hello.epoch}, mine is {manager.epoch})",
             )
         session = Session(channel.peer, channel, manager.directory, manager.epoch, hello.facts, manager.revisions)
-        await channel.send(Welcome(epoch=manager.epoch, node=channel.peer))
+        await channel.send(Welcome(epoch=manager.epoch, node=channel.peer, managers=await self._managers()))
         log.info("node %s connected", channel.peer)
         refused: list[CloudError] = []
         try:
@@ -126,8 +133,10 @@ class LinkServer:
                 receiving = group.create_task(self._receive(channel, session))
                 await manager.connected(session, hello.have)
                 sending = group.create_task(session.send_forever())
+                beating = group.create_task(self._beat(channel))
                 await receiving
                 sending.cancel()
+                beating.cancel()
         except* OSError:
             pass
         except* CloudError as errors:
@@ -137,6 +146,17 @@ class LinkServer:
             log.info("node %s disconnected", channel.peer)
         if refused:
             raise refused[0]
+
+    async def _managers(self) -> tuple[str, ...]:
+        """Where the links of all managers are, the leader's first; none where there can be but one."""
+        if not self._manager.store.has_rivals:
+            return ()
+        return tuple(holder.link for _, holder in await self._manager.store.read(managers))
+
+    async def _beat(self, channel: Channel) -> None:
+        while True:
+            await channel.send(Beat(epoch=self._manager.epoch))
+            await asyncio.sleep(BEAT_S)
 
     async def _receive(self, channel: Channel, session: Session) -> None:
         loop = asyncio.get_running_loop()

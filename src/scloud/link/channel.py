@@ -103,10 +103,18 @@ async def dial(host: str, port: int, context: ssl.SSLContext, timeout_s: float =
     return StreamChannel(reader, writer, peer_name(writer))
 
 
-async def serve(
-    handler: Handler, host: str | None, port: int, context: ssl.SSLContext, backlog: int = 1024
-) -> asyncio.Server:
-    """Accept connections until the server is closed; each is handled in its own task."""
+def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
+    """A socket to serve on; connections are kept waiting until somebody does."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(backlog)
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(handler: Handler, listener: socket.socket, context: ssl.SSLContext) -> asyncio.Server:
+    """Accept connections on a bound socket until the server is closed; each is handled in its own task."""
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _tune(writer)
@@ -119,7 +127,7 @@ async def serve(
             await channel.close()
 
     return await asyncio.start_server(
-        accepted, host, port, ssl=context, limit=BUFFER, backlog=backlog, ssl_handshake_timeout=10.0
+        accepted, sock=listener, ssl=context, limit=BUFFER, backlog=1024, ssl_handshake_timeout=10.0
     )
 
 

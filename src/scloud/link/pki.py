@@ -122,6 +122,18 @@ def client_context(ca: Path | str, certificate: Path | None = None, key: Path | 
     return context
 
 
+@dataclass(frozen=True, slots=True)
+class ClientFiles:
+    """Where a client's certificate, its key and the CA's certificate are."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        return client_context(self.ca, self.certificate, self.key)
+
+
 def unverified_context() -> ssl.SSLContext:
     """Only to fetch the CA's certificate, which is then checked against a pin."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -60,11 +60,22 @@ class Reply(Value):
 
 
 class Welcome(Value):
-    """`epoch` of the leader that speaks; an agent that has seen a higher one hangs up."""
+    """`epoch` of the leader that speaks; an agent that has seen a higher one hangs up.
+
+    `managers` are HOST:PORT of every manager's link, where there are several: any of them leads to the leader.
+    """
 
     t: Literal["welcome"] = "welcome"
     epoch: int
     node: str
+    managers: tuple[str, ...] = ()
+
+
+class Beat(Value):
+    """Every two seconds, so that a manager that hangs is noticed."""
+
+    t: Literal["beat"] = "beat"
+    epoch: int
 
 
 class Desired(Value):
@@ -93,9 +104,9 @@ class Call(Value):
 
 
 AgentMessage = Annotated[Hello | Heartbeat | Report | Reply, Field(discriminator="t")]
-ManagerMessage = Annotated[Welcome | Desired | Call, Field(discriminator="t")]
+ManagerMessage = Annotated[Welcome | Desired | Call | Beat, Field(discriminator="t")]
 agent_message: TypeAdapter[Hello | Heartbeat | Report | Reply] = TypeAdapter(AgentMessage)
-manager_message: TypeAdapter[Welcome | Desired | Call] = TypeAdapter(ManagerMessage)
+manager_message: TypeAdapter[Welcome | Desired | Call | Beat] = TypeAdapter(ManagerMessage)
 
 
 # --- other first frames

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import ssl
@@ -34,7 +35,7 @@ from scloud.drivers.netfunc.protocol import VpcServiceSpec
 from scloud.drivers.storage.fake import FakeDisk, FakePools, FakeStorage
 from scloud.drivers.switch.fake import FakeOvs
 from scloud.link import channel, pki
-from scloud.link.channel import Channel
+from scloud.link.channel import Channel, Dialer
 from scloud.model.desired import DesiredPort, DesiredVm
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad
@@ -144,7 +145,7 @@ def _facts(number: int) -> NodeFacts:
     )
 
 
-def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLContext) -> Daemon:
+def make_daemon(number: int, node: str, dial: Dialer) -> Daemon:
     """A whole node of fakes."""
     facts = _facts(number)
     tunnel_ip = facts.tunnel_ip
@@ -153,9 +154,6 @@ def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLCo
     drivers = Drivers(
         FakeHypervisor(), switch, FakeStorage(disk), _Functions(FakeNetwork(), switch), FakePools(_POOLS, node)
     )
-
-    async def dial() -> Channel:
-        return await channel.dial(host, port, context, 60.0)
 
     async def tell_facts() -> NodeFacts:
         return facts
@@ -175,30 +173,34 @@ def make_daemon(number: int, node: str, host: str, port: int, context: ssl.SSLCo
     return Daemon(drivers, around)
 
 
-def make_thin(number: int, node: str, host: str, port: int, context: ssl.SSLContext) -> ThinNode:
+def make_thin(number: int, node: str, dial: Dialer) -> ThinNode:
     """A node that is nothing but its end of the link."""
-
-    async def dial() -> Channel:
-        return await channel.dial(host, port, context, 60.0)
-
     return ThinNode(node, dial, _facts(number), BOOT_S, random.Random(number))
 
 
-Maker = Callable[[int, str, str, int, ssl.SSLContext], Daemon | ThinNode]
-"""Of (number, id, the manager's host, its port, TLS context)."""
+Maker = Callable[[int, str, Dialer], Daemon | ThinNode]
+"""Of (number, id, how to reach a manager)."""
 
 
-async def run(host: str, port: int, tokens: Sequence[str], orders: TextIO | None) -> None:
+def _dialer(addresses: Sequence[tuple[str, int]], context: ssl.SSLContext) -> Dialer:
+    """Begins with another manager each time, if there are several."""
+    turns = itertools.cycle(addresses)
+
+    async def dial() -> Channel:
+        return await channel.dial(*next(turns), context, 60.0)
+
+    return dial
+
+
+async def run(addresses: Sequence[tuple[str, int]], tokens: Sequence[str], orders: TextIO | None) -> None:
     """Enrol and run one node for each token, until cancelled; thin ones if there are `orders` to read."""
     gate = asyncio.Semaphore(16)
-    make: Callable[[int, str, str, int, ssl.SSLContext], Daemon | ThinNode] = (
-        make_daemon if orders is None else make_thin
-    )
+    make: Maker = make_daemon if orders is None else make_thin
 
     async def one(number: int, token: str) -> Daemon | ThinNode:
         async with gate:
-            node, context = await enrol(host, port, token)
-        return make(number, node, host, port, context)
+            node, context = await enrol(*addresses[0], token)
+        return make(number, node, _dialer(addresses, context))
 
     nodes = await asyncio.gather(*(one(number, token) for number, token in enumerate(tokens)))
     async with asyncio.TaskGroup() as group:
@@ -227,16 +229,17 @@ def _write_running(path: Path, nodes: Sequence[ThinNode]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scloud.sim.nodes", description=__doc__)
-    parser.add_argument("--manager", required=True, help="HOST:PORT of the manager's link")
+    parser.add_argument("--manager", required=True, action="append", help="HOST:PORT of a manager's link")
     parser.add_argument("--thin", action="store_true", help="nodes that are nothing but the link")
     options = parser.parse_args()
-    host, _, port = options.manager.rpartition(":")
+    parts = [address.rpartition(":") for address in options.manager]
+    addresses = [(host, int(port)) for host, _, port in parts]
     tokens = list(iter(lambda: sys.stdin.readline().strip(), ""))
     import uvloop
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(host, int(port), tokens, sys.stdin if options.thin else None))
+            runner.run(run(addresses, tokens, sys.stdin if options.thin else None))
     except KeyboardInterrupt:
         return 0
     return 0

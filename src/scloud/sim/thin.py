@@ -94,7 +94,7 @@ class ThinNode:
             message = await channel.receive(_message)
             if message["t"] == "desired":
                 self._take(message)
-            else:
+            elif message["t"] == "call":
                 await channel.send(Reply(call=message["call"], result={}))
 
     async def _beat(self, channel: Channel) -> None:

@@ -133,6 +133,11 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_connection: Connection | None = None
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether other processes may write to this database at the same time."""
+        return not self._sqlite
+
     # --- writing
 
     async def write(self, fn: Callable[[Tx], T]) -> T:

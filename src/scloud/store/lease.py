@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.store.database import Tx
 from scloud.store.tables import lease
 
-LEADER = "leader"
+LEADER, STANDBY = "leader", "standby/"
+FORGOTTEN_S = 60.0
+_ANNOUNCE = text(
+    "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (:name, :holder, 0, :expires_at) "
+    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at"
+)
 
 
 class Holder(Value):
@@ -70,6 +75,27 @@ def give_up_lease(tx: Tx, epoch: int) -> None:
     """Let the next take it at once; nothing if it is another's already."""
     query = update(lease).where(lease.c.name == LEADER, lease.c.epoch == epoch)
     tx.conn.execute(query.values(expires_at=_database_now(tx)))
+
+
+def announce(tx: Tx, standby: Holder, ttl_s: float) -> None:
+    """Say that a standby is there, for so long."""
+    now = _database_now(tx)
+    tx.conn.execute(delete(lease).where(lease.c.name.startswith(STANDBY), lease.c.expires_at < now - FORGOTTEN_S))
+    row = {"name": STANDBY + standby.id, "holder": standby.model_dump_json(), "expires_at": now + ttl_s}
+    tx.conn.execute(_ANNOUNCE, row)
+
+
+def managers(tx: Tx) -> list[tuple[str, Holder]]:
+    """(leader or standby, who) of every manager that was heard of lately."""
+    now = _database_now(tx)
+    rows = tx.conn.execute(select(lease).where(lease.c.expires_at > now).order_by(lease.c.name))
+    found = []
+    for row in rows:
+        if row.name == LEADER or row.name.startswith(STANDBY):
+            role = "leader" if row.name == LEADER else "standby"
+            found.append((role, Holder.model_validate_json(row.holder)))
+    leaders = {holder.id for role, holder in found if role == "leader"}
+    return [(role, holder) for role, holder in found if role == "leader" or holder.id not in leaders]
 
 
 def guard_of(epoch: int) -> Callable[[Connection], None]:

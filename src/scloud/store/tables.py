@@ -143,7 +143,7 @@ idempotency = Table(
 lease = Table(
     "lease",
     metadata,
-    Column("name", String(32), primary_key=True),
+    Column("name", String(64), primary_key=True),  # of the leader, or of a standby that says that it is there
     Column("holder", Text, nullable=False),  # JSON of a lease.Holder
     Column("epoch", Integer, nullable=False),
     Column("expires_at", Float, nullable=False),

@@ -11,9 +11,9 @@ import pytest
 from scloud.agent import enroll as module
 from scloud.agent.config import AgentConfig
 from scloud.agent.enroll import JoinToken, address_of, enroll, parse_token
-from scloud.agent.main import make_dialer
+from scloud.agent.main import make_managers
 from scloud.link import pki
-from scloud.link.channel import Channel, serve
+from scloud.link.channel import Channel, listen, serve
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.wire import CaAnswer, CaRequest, Enroll, Enrolled, Refused, StreamHello, first_message
 
@@ -53,7 +53,7 @@ class Manager:
             self._file("server.key", server.key),
             self._file("ca.pem", self.ca.certificate),
         )
-        self.server = await serve(self.handle, "127.0.0.1", 0, context)
+        self.server = await serve(self.handle, listen("127.0.0.1", 0), context)
         return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
 
@@ -63,14 +63,14 @@ async def test_a_token_becomes_a_certificate_with_which_it_dials(tmp_path: Path)
     token = parse_token(f"{NODE}.once.{pki.pin_of(manager.ca.certificate)}")
     config = AgentConfig(node="one", root=tmp_path / "node", manager=address, tunnel_ip="10.0.0.1")
     with pytest.raises(CloudError) as caught:
-        make_dialer(config)
+        make_managers(config)
     assert caught.value.kind == ErrorKind.UNAUTHENTICATED
     await enroll(address, token, config.pki)
     assert {path.name for path in config.pki.iterdir()} == {"key.pem", "cert.pem", "ca.pem"}
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in config.pki.iterdir())
-    node, dial = make_dialer(config)
+    node, managers = make_managers(config)
     assert node == NODE
-    channel = await dial()
+    channel = await managers.dial()
     await channel.send(StreamHello(stream="x"))
     assert await channel.read() == b""
     assert manager.peers == [NODE]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scloud.link import pki
-from scloud.link.channel import Channel, dial, serve
+from scloud.link.channel import Channel, dial, listen, serve
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.wire import CaAnswer, CaRequest, StreamHello, ca_answer, first_message
 
@@ -54,7 +54,7 @@ async def test_messages_and_raw_bytes_pass_with_both_ends_named(authority: Autho
             data += await channel.read()
         await channel.write(data[::-1])
 
-    server = await serve(handler, "127.0.0.1", 0, authority.server_context)
+    server = await serve(handler, listen("127.0.0.1", 0), authority.server_context)
     port = server.sockets[0].getsockname()[1]
     channel = await dial("127.0.0.1", port, authority.node_context("nod-1"))
     assert channel.peer == pki.MANAGER_NAME
@@ -76,7 +76,7 @@ async def test_a_client_without_a_certificate_has_no_name_and_can_check_the_pin(
         await channel.receive(first_message)
         await channel.send(CaAnswer(ca=authority.ca.certificate))
 
-    server = await serve(handler, "127.0.0.1", 0, authority.server_context)
+    server = await serve(handler, listen("127.0.0.1", 0), authority.server_context)
     port = server.sockets[0].getsockname()[1]
     channel = await dial("127.0.0.1", port, pki.unverified_context())
     await channel.send(CaRequest())
@@ -94,7 +94,7 @@ async def test_a_certificate_of_another_ca_is_refused(authority: Authority) -> N
     async def handler(channel: Channel) -> None:
         handled.set()
 
-    server = await serve(handler, "127.0.0.1", 0, authority.server_context)
+    server = await serve(handler, listen("127.0.0.1", 0), authority.server_context)
     port = server.sockets[0].getsockname()[1]
     stranger = authority.node_context("nod-1", pki.create_ca(time.time()))
     with pytest.raises(OSError):
@@ -115,7 +115,7 @@ async def test_a_node_cannot_pose_as_the_manager(authority: Authority) -> None:
     async def handler(channel: Channel) -> None:
         await channel.read()
 
-    server = await serve(handler, "127.0.0.1", 0, context)
+    server = await serve(handler, listen("127.0.0.1", 0), context)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(ssl.SSLError):
         await dial("127.0.0.1", port, authority.node_context("nod-1"))

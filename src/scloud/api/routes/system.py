@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import func, select
 
@@ -18,6 +18,7 @@ from scloud.model.errors import invalid
 from scloud.model.kinds import Kind, State
 from scloud.model.storage import StorageClusterStatus
 from scloud.store.database import Tx
+from scloud.store.lease import managers
 from scloud.store.resources import all_of
 from scloud.store.tables import resource
 
@@ -63,6 +64,29 @@ class StatusAnswer(Answer):
     counts: dict[str, dict[str, int]]
     nodes: dict[str, int]
     conditions: list[Condition]
+
+
+class ManagerRow(Answer):
+    """`api` and `link` are HOST:PORT."""
+
+    role: str
+    id: str
+    api: str
+    link: str
+
+
+class ManagerList(Answer):
+    items: list[ManagerRow]
+
+
+@router.get("/managers", response_model=ManagerList)
+async def list_managers(context: ContextDep, _admin: AdminDep, request: Request) -> Response:
+    """The one that leads, first, and those that would take over; any of them answers for the leader."""
+    found = await context.store.read(managers)
+    rows = [{"role": role, "id": who.id, "api": who.api, "link": who.link} for role, who in found]
+    # Without rivals there is no lease to look at.
+    alone = {"role": "leader", "id": "alone", "api": request.url.netloc, "link": context.join_address}
+    return send({"items": rows if context.store.has_rivals else [alone]})
 
 
 @router.post("/network/trace", response_model=TraceAnswer, tags=["network"])
@@ -112,6 +136,8 @@ def _conditions(tx: Tx, counts: dict[str, dict[str, int]]) -> list[dict[str, str
             found.append({"severity": "error", "message": f"node {node.name} does not answer; its VMs are unknown"})
     if not any(node.state == State.READY for node in nodes):
         found.append({"severity": "error", "message": "no node is ready; VMs can be placed nowhere"})
+    if tx.has_rivals and len(managers(tx)) == 1:
+        found.append({"severity": "warning", "message": "there is no standby manager: if this one dies, nobody leads"})
     failed = counts.get(Kind.VM, {}).get(State.ERROR, 0)
     if failed:
         found.append({"severity": "warning", "message": f"{failed} VMs are in error; see `scloud vm list`"})

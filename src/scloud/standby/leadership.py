@@ -1,0 +1,96 @@
+"""Which of several managers leads, and for how long this one may."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from scloud.model.errors import CloudError
+from scloud.standby.relay import Address
+from scloud.store.database import Store
+from scloud.store.lease import Holder, Lease, LeaseLost, announce, give_up_lease, guard_of, read_lease, take_lease
+
+log = logging.getLogger(__name__)
+LEASE_S = 5.0
+"""How long a leader that says nothing more is believed to lead. Takeover takes this, and the time to load."""
+RENEW_S = 1.0
+LOOK_S = 0.5
+"""How often a standby looks whether the lease has run out."""
+
+
+class Leadership:
+    """One manager's view of it."""
+
+    def __init__(self, store: Store, me: Holder) -> None:
+        self._store = store
+        self.me = me
+        self._seen: Lease | None = None
+        self.epoch = 0
+
+    @property
+    def leader(self) -> Holder | None:
+        """Who leads, as far as was last seen; None if nobody does."""
+        return self._seen.holder if self._seen is not None and self._seen.left_s > 0 else None
+
+    def api(self) -> Address | None:
+        return _address(self.leader.api) if self.leader is not None else None
+
+    def link(self) -> Address | None:
+        return _address(self.leader.link) if self.leader is not None else None
+
+    async def gain(self) -> int:
+        """Return the epoch as soon as this manager leads; from then on every write of the store proves it."""
+        while True:
+            try:
+                epoch = await asyncio.to_thread(self._try)
+            except CloudError as error:
+                log.warning("no leader can be found: %s", error.message)
+                self._seen, epoch = None, None
+            except Exception as error:
+                log.warning("no leader can be found: the database does not answer: %s", error)
+                self._seen, epoch = None, None
+            if epoch is not None:
+                self.epoch = epoch
+                self._store.guard = guard_of(epoch)
+                return epoch
+            await asyncio.sleep(LOOK_S)
+
+    def _try(self) -> int | None:
+        seen = self._store.read_now(read_lease)
+        if seen is not None and seen.left_s > 0 and seen.holder != self.me:
+            self._seen = seen
+            self._store.write_now(lambda tx: announce(tx, self.me, LEASE_S))
+            return None
+        self._seen = None
+        return self._store.write_now(lambda tx: take_lease(tx, self.me, LEASE_S))
+
+    async def keep(self) -> None:
+        """Renew the lease until it is lost: LeaseLost if another leads, or if nothing could be renewed in time."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while True:
+            began = loop.time()
+            try:
+                async with asyncio.timeout(max(0.1, renewed + LEASE_S - began)):
+                    await self._store.write(lambda tx: take_lease(tx, self.me, LEASE_S))
+                renewed = began
+            except LeaseLost:
+                raise
+            except (CloudError, TimeoutError) as error:
+                log.warning("the leader's lease could not be renewed: %s", error)
+            if loop.time() - renewed >= LEASE_S:
+                raise LeaseLost(self.epoch, None)
+            await asyncio.sleep(RENEW_S)
+
+    async def give_up(self) -> None:
+        """Let another lead at once."""
+        try:
+            async with asyncio.timeout(2.0):
+                await self._store.write(lambda tx: give_up_lease(tx, self.epoch))
+        except (CloudError, TimeoutError) as error:
+            log.info("the lease runs out by itself: %s", error)
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
