@@ -268,6 +268,11 @@ class Process:
         )
 
 
+def _database(text: str) -> str:
+    """The URL as it is, or as the file after the @ says: arguments can be seen by every user of the machine."""
+    return Path(text[1:]).read_text().strip() if text.startswith("@") else text
+
+
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host or "127.0.0.1", int(port)
@@ -281,9 +286,9 @@ def main() -> int:
     parser.add_argument("--advertise", help="HOST:PORT under which nodes reach the link, if another")
     parser.add_argument(
         "--database",
-        metavar="postgresql://...",
-        default=os.environ.get("SCLOUD_DATABASE"),
-        help="a PostgreSQL database that several managers share (or SCLOUD_DATABASE); else a file in the folder",
+        metavar="postgresql://...|@FILE",
+        type=_database,
+        help="a PostgreSQL database that several managers share, or a file that says its URL; else the folder has one",
     )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -48,10 +47,11 @@ class ManagerProcess:
     def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         addresses = ("--api", f"127.0.0.1:{self.api}", "--link", f"127.0.0.1:{self.link}")
-        argv = (sys.executable, "-m", "scloud.manager", "--root", str(self.root), *addresses)
+        (self.root / "url").write_text(self._database)
+        database = ("--database", f"@{self.root / 'url'}")
+        argv = (sys.executable, "-m", "scloud.manager", "--root", str(self.root), *addresses, *database)
         with (self.root / "log").open("ab") as log:
-            environment = os.environ | {"SCLOUD_DATABASE": self._database}
-            self.process = subprocess.Popen(argv, stderr=log, env=environment)
+            self.process = subprocess.Popen(argv, stderr=log)
 
     def role(self) -> str | None:
         try:

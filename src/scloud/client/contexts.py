@@ -20,12 +20,16 @@ API_PREFIX = "/api/v1"
 
 @dataclass(frozen=True)
 class Context:
-    """One cloud as one account: `url` is the manager's root, `ca` a PEM file to trust beside the system's."""
+    """One cloud as one account: `url` is the manager's root, `ca` a PEM file to trust beside the system's.
+
+    `others` are roots of more managers of the same cloud, for when that one cannot be reached.
+    """
 
     name: str
     url: str
     token: str = field(repr=False)
     ca: Path | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,7 @@ def read_contexts() -> ContextFile:
     path = config_dir() / "contexts.json"
     try:
         data: Any = json.loads(path.read_text())
-        contexts = {
-            name: Context(name, entry["url"], entry["token"], Path(entry["ca"]) if entry.get("ca") else None)
-            for name, entry in data["contexts"].items()
-        }
+        contexts = {name: _parse(name, entry) for name, entry in data["contexts"].items()}
         return ContextFile(data.get("current"), contexts)
     except FileNotFoundError:
         return ContextFile(None, {})
@@ -79,11 +80,18 @@ def read_contexts() -> ContextFile:
         raise failure("invalid", f"{path} is not a contexts file: repair it or remove it") from error
 
 
+def _parse(name: str, entry: dict[str, Any]) -> Context:
+    ca = Path(entry["ca"]) if entry.get("ca") else None
+    return Context(name, entry["url"], entry["token"], ca, tuple(entry.get("others") or ()))
+
+
+def _entry(context: Context) -> dict[str, Any]:
+    ca = str(context.ca) if context.ca else None
+    return {"url": context.url, "token": context.token, "ca": ca, "others": list(context.others)}
+
+
 def _write(contents: ContextFile) -> None:
-    entries = {
-        context.name: {"url": context.url, "token": context.token, "ca": str(context.ca) if context.ca else None}
-        for context in contents.contexts.values()
-    }
+    entries = {context.name: _entry(context) for context in contents.contexts.values()}
     text = json.dumps({"current": contents.current, "contexts": entries}, indent=2) + "\n"
     write_private(config_dir() / "contexts.json", text)
 
@@ -143,6 +151,7 @@ def current_context() -> Context:
     return replace(
         context,
         url=url or context.url,
+        others=() if url else context.others,
         token=token or context.token,
         ca=Path(authority) if authority else context.ca,
     )

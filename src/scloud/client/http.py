@@ -7,6 +7,7 @@ restarts) is tried again for a while; one that never answered is reported at onc
 
 from __future__ import annotations
 
+import itertools
 import ssl
 import time
 import uuid
@@ -31,6 +32,8 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 CONNECT_S = 10.0
 ANSWER_S = 60.0
 LONG_POLL_S = 20.0
+ONE_ROUND_S = 15.0
+"""How long the other managers of a cloud are tried when one does not take a connection: takeovers are quicker."""
 PATIENCE_S = 30.0
 """How long a manager that has gone away may stay away before a request gives up."""
 
@@ -59,6 +62,7 @@ class Client:
             raise failure("invalid", f"'{context.url}' is not the URL of a cloud: say http://HOST:PORT or https://...")
         self.context = context
         self._answered = False
+        self._managers = itertools.cycle((*context.others, context.url))
         self._http = httpx.Client(
             base_url=context.url.rstrip("/"),
             headers={"Authorization": f"Bearer {context.token}", "Accept": "application/json"},
@@ -208,10 +212,18 @@ class Client:
         while True:
             try:
                 response = self._http.request(method, url, json=json, params=query, content=content, headers=own)
-                break
+                if not (repeatable and _nobody_leads(response) and time.monotonic() < give_up):
+                    break
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
             except httpx.TransportError as error:
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 lost = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError) and not unsent
+                if unsent and self.context.others and time.monotonic() < give_up - PATIENCE_S + ONE_ROUND_S:
+                    # Nothing was sent: another manager of the same cloud can be asked whatever it is.
+                    self._http.base_url = httpx.URL(next(self._managers).rstrip("/"))
+                    time.sleep(pause)
+                    continue
                 again = repeatable and (lost or (unsent and self._answered)) and time.monotonic() + pause < give_up
                 if not again:
                     raise self._unreachable(error) from error
@@ -261,6 +273,11 @@ def _query(params: Mapping[str, Any]) -> dict[str, Any] | None:
         key: spelt[value] if isinstance(value, bool) else value for key, value in params.items() if value is not None
     }
     return query or None
+
+
+def _nobody_leads(response: httpx.Response) -> bool:
+    """A standby says so while the lease of a leader that died runs out."""
+    return response.status_code == 503 and "retry-after" in response.headers
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

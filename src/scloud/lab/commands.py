@@ -17,7 +17,9 @@ Root = Annotated[
 Node = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, ...")]
 Victim = Annotated[
     str,
-    typer.Argument(metavar="NODE", help="n1, n2, ...; or manager; or a storage daemon: osd.3, mon.n1, mgr.n1"),
+    typer.Argument(
+        metavar="NODE", help="n1, n2, ...; or manager, manager-2; or a storage daemon: osd.3, mon.n1, mgr.n1"
+    ),
 ]
 
 
@@ -49,11 +51,14 @@ def up(
     ceph: Annotated[
         bool, typer.Option("--ceph", help="With a storage cluster: two OSDs a node, and a pool for disks.")
     ] = False,
+    managers: Annotated[
+        int, typer.Option("--managers", min=1, max=3, help="More than one share a PostgreSQL server of the lab's own.")
+    ] = 1,
 ) -> None:
     """Start a lab, and a first VM in it. Clears whatever an earlier lab has left behind."""
     from scloud.lab.up import lab_up
 
-    lab_up(_root(root, "up"), nodes, fresh=fresh, ceph=ceph)
+    lab_up(_root(root, "up"), nodes, fresh=fresh, ceph=ceph, managers=managers)
 
 
 @app.command()

@@ -19,6 +19,11 @@ from scloud.setup.manager import start_manager
 MANAGER = "manager"
 
 
+def managers(plan: LabPlan) -> list[str]:
+    """The units of all managers."""
+    return [MANAGER, *(f"{MANAGER}-{number}" for number in range(2, len(plan.standbys) + 2))]
+
+
 class How(StrEnum):
     KILL = "kill"
     PARTITION = "partition"
@@ -35,7 +40,7 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str
     """
     if "." in node:
         return _fail_daemon(plan, node, how)
-    if node == MANAGER or only_agent:
+    if node in managers(plan) or only_agent:
         return _fail_unit(plan, node, how)
     sandbox = plan.sandbox(node)
     belongs = of_node(plan.root, node, sandbox.mount_namespace())
@@ -49,7 +54,7 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str
 
 
 def _fail_unit(plan: LabPlan, node: str, how: How) -> str:
-    name = MANAGER if node == MANAGER else f"agent-{plan.sandbox(node).name}"
+    name = node if node in managers(plan) else f"agent-{plan.sandbox(node).name}"
     if how is How.PARTITION:
         raise invalid("how", "one process alone can only be killed or hung")
     if how is How.KILL:
@@ -75,10 +80,11 @@ def heal(plan: LabPlan, node: str) -> str:
         signal_one(process, signal.SIGCONT)
         return f"{node} ({process.pid}) goes on"
     start_keeper(plan.layout)
-    if node == MANAGER:
-        kill_unit(plan.layout, MANAGER, signal.SIGCONT)
-        start_manager(plan.layout, plan.endpoints)
-        return "the manager runs"
+    if node in managers(plan):
+        kill_unit(plan.layout, node, signal.SIGCONT)
+        number = managers(plan).index(node) + 1
+        start_manager(plan.layout, (plan.endpoints, *plan.standbys)[number - 1], number=number)
+        return f"the {node} runs"
     sandbox = plan.sandbox(node)
     wires.set_links(plan, node, "up")
     belongs = of_node(plan.root, node, sandbox.mount_namespace())

@@ -16,6 +16,7 @@ from scloud.node.command import run
 from scloud.node.layout import DEFAULT_LAB_ROOT, Layout, tag
 from scloud.node.sandbox import Sandbox
 from scloud.setup.manager import Endpoints, free_port, own_port
+from scloud.setup.postgres import Postgres
 
 MAX_NODES = 64
 _FIRST_HOST = 10
@@ -35,6 +36,9 @@ class LabPlan(Value):
     nodes: tuple[str, ...]
     management: str
     endpoints: Endpoints
+    standbys: tuple[Endpoints, ...] = ()
+    """Of further managers; with any, they share a PostgreSQL server on `database_port`."""
+    database_port: int = 0
     source: str
     boot: str
     complete: bool = False
@@ -42,6 +46,10 @@ class LabPlan(Value):
     @property
     def layout(self) -> Layout:
         return Layout(root=self.root)
+
+    @property
+    def postgres(self) -> Postgres:
+        return Postgres(self.root / "postgres", self.database_port)
 
     @property
     def context(self) -> str:
@@ -97,15 +105,27 @@ def source() -> str:
     return str(Path(scloud.__file__).parent)
 
 
-def new_plan(root: Path, count: int, boot: str) -> LabPlan:
+def new_plan(root: Path, count: int, boot: str, managers: int = 1) -> LabPlan:
     """A plan for `count` nodes, with a network and ports that are free on this machine."""
     usual = root == DEFAULT_LAB_ROOT
     # Labs that are started at the same moment must not find the same network and port free.
     management = free_network(0 if usual else int(tag(root), 16))
     port = free_port("127.0.0.1", API_PORT if usual else own_port(root))
-    endpoints = Endpoints(api=f"127.0.0.1:{port}", link=f"{management[1]}:{LINK_PORT}")
+    endpoints = []
+    for number in range(managers):
+        endpoints.append(Endpoints(api=f"127.0.0.1:{port}", link=f"{management[1]}:{LINK_PORT + number}"))
+        port = free_port("127.0.0.1", port + 1)
     nodes = tuple(f"n{number}" for number in range(1, count + 1))
-    return LabPlan(root=root, nodes=nodes, management=str(management), endpoints=endpoints, source=source(), boot=boot)
+    return LabPlan(
+        root=root,
+        nodes=nodes,
+        management=str(management),
+        endpoints=endpoints[0],
+        standbys=tuple(endpoints[1:]),
+        database_port=port if managers > 1 else 0,
+        source=source(),
+        boot=boot,
+    )
 
 
 def read_plan(root: Path) -> LabPlan | None:

@@ -60,7 +60,7 @@ def lab_status(plan: LabPlan) -> LabStatus:
             )
         )
         processes += [_describe(process, node) for process in mine if process.kind]
-    own = [p for p in everything if p.root == str(plan.root) and p.kind in ("manager", "keeper")]
+    own = [p for p in everything if p.root == str(plan.root) and p.kind in ("manager", "keeper", "postgres")]
     processes = [_describe(process, None) for process in own] + processes
     return LabStatus(
         root=str(plan.root),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,13 @@ from scloud.setup.up import describe, farewell, make_defaults
 
 
 def lab_up(
-    root: Path, count: int, *, fresh: bool = False, ceph: bool = False, console: Console | None = None
+    root: Path,
+    count: int,
+    *,
+    fresh: bool = False,
+    ceph: bool = False,
+    managers: int = 1,
+    console: Console | None = None,
 ) -> LabPlan:
     """A lab of `count` nodes, with a storage cluster on them if asked for.
 
@@ -41,13 +48,13 @@ def lab_up(
     steps = Steps(console)
     with steps.step("Engines") as step:
         step.already(host.check_engines())
-    plan = None if fresh else _usable(root, count)
+    plan = None if fresh else _usable(root, count, managers)
     if plan is None:
         with steps.step("Clearing") as step:
             killed = lab_clear(root, keep_cache=True)
             step.say(f"{killed} processes of an earlier lab" if killed else "nothing was left of an earlier lab")
         with steps.step("Namespaces and wires") as step:
-            plan = new_plan(root, count, boot_id())
+            plan = new_plan(root, count, boot_id(), managers)
             plan.save()
             wires.make_fabric(plan)
             for node in plan.nodes:
@@ -61,7 +68,7 @@ def lab_up(
     return plan
 
 
-def _usable(root: Path, count: int) -> LabPlan | None:
+def _usable(root: Path, count: int, managers: int) -> LabPlan | None:
     """The lab under this root, if it was completed by this code in this boot, and no node of it is broken."""
     plan = read_plan(root)
     if plan is None or not plan.complete or plan.boot != boot_id() or plan.source != source():
@@ -72,6 +79,11 @@ def _usable(root: Path, count: int) -> LabPlan | None:
         raise CloudError(
             ErrorKind.CONFLICT,
             f"a lab of {len(plan.nodes)} nodes is up: `scloud lab down` first, or `lab up --fresh` to lose it",
+        )
+    if len(plan.standbys) + 1 != managers:
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"the lab that is up has --managers {len(plan.standbys) + 1}: `scloud lab down` first, or `lab up --fresh`",
         )
     broken = [f"{node} is {state}" for node in plan.nodes if (state := node_state(plan, node)) not in ("up", "killed")]
     if broken:
@@ -85,10 +97,14 @@ def _start(steps: Steps, plan: LabPlan, *, ceph: bool) -> None:
         image = background.submit(defaults.micro_image, layout.cache)
         learning = background.submit(learn_qemu, layout, plan.sandbox(plan.nodes[0]))
         with steps.step("Manager") as step:
-            started = start_keeper(layout)
-            if not manager.start_manager(layout, plan.endpoints) and not started:
+            changed = [start_keeper(layout)]
+            if plan.standbys:
+                changed.append(manager.start_database(layout, plan.postgres))
+            for number, endpoints in enumerate((plan.endpoints, *plan.standbys), 1):
+                changed.append(manager.start_manager(layout, endpoints, number=number))
+            if not any(changed):
                 step.already()
-            step.say(plan.endpoints.url)
+            step.say(" and ".join(endpoints.url for endpoints in (plan.endpoints, *plan.standbys)))
             context = admin_context(plan)
             manager.save_admin_context(context, make_current=plan.root == DEFAULT_LAB_ROOT)
         with Client(context) as client:
@@ -110,7 +126,8 @@ def _start(steps: Steps, plan: LabPlan, *, ceph: bool) -> None:
 
 def admin_context(plan: LabPlan) -> Context:
     """The administrator's way to the lab's cloud."""
-    return manager.admin_context(plan.layout, plan.context, plan.endpoints)
+    context = manager.admin_context(plan.layout, plan.context, plan.endpoints)
+    return replace(context, others=tuple(endpoints.url for endpoints in plan.standbys))
 
 
 def _start_nodes(plan: LabPlan, client: Client) -> bool:

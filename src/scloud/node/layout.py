@@ -39,7 +39,7 @@ class Unit(Value):
     """
 
     name: str
-    role: Literal["manager", "agent"]
+    role: Literal["manager", "agent", "database"]
     node: str = ""
     argv: tuple[str, ...]
     sandbox: Sandbox | None = None
@@ -98,10 +98,24 @@ class Layout(Value):
             **{"PATH": _PATH, "PYTHONUNBUFFERED": "1"},
         }
 
-    def manager_unit(self, api: str, link: str) -> Unit:
-        """`api` and `link` are the HOST:PORT that it listens on."""
-        argv = (*python("scloud.manager"), "--root", str(self.manager), "--api", api, "--link", link)
-        return Unit(name="manager", role="manager", argv=argv)
+    def manager_unit(self, api: str, link: str, *, number: int = 1) -> Unit:
+        """`api` and `link` are the HOST:PORT that it listens on; managers are counted from 1.
+
+        They share a database where there is a file that names one.
+        """
+        name, folder = ("manager", self.manager) if number == 1 else (f"manager-{number}", self.standby(number))
+        argv = (*python("scloud.manager"), "--root", str(folder), "--api", api, "--link", link)
+        shared = ("--database", f"@{self.database_file}") if self.database_file.exists() else ()
+        return Unit(name=name, role="manager", argv=(*argv, *shared))
+
+    def standby(self, number: int) -> Path:
+        """The folder of the second manager, the third, ..."""
+        return self.root / f"manager-{number}"
+
+    @property
+    def database_file(self) -> Path:
+        """Says the URL of the database that several managers share; there is none where one manager has its own."""
+        return self.root / "database.url"
 
     def agent_unit(self, sandbox: Sandbox) -> Unit:
         argv = (*python("scloud.agent"), "--config", str(sandbox.root / "agent.json"))

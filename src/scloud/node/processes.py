@@ -41,6 +41,8 @@ class Process:
             return self.command
         if self.command.startswith("qemu-system") and any(part.startswith("guest=") for part in self.argv):
             return "qemu"
+        if self.role == "database":
+            return "postgres" if self.command == "postgres" and "-D" in self.argv else None
         module = f"scloud.{'node.keep' if self.role == 'keeper' else self.role}"
         return self.role if self.role and module in self.argv else None
 

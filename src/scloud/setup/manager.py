@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
 import httpx
 import orjson
 from pydantic import ValidationError
 
-from scloud.client.contexts import Context, read_contexts, save_context
+from scloud.client.contexts import Context, read_contexts, save_context, write_private
 from scloud.drivers.supervisor.identity import Identity
 from scloud.drivers.supervisor.process import tail
 from scloud.drivers.supervisor.ready import wait_ready
@@ -18,7 +19,8 @@ from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.node.keep import ask
 from scloud.node.keeping import set_units
-from scloud.node.layout import Layout, tag
+from scloud.node.layout import Layout, Unit, tag
+from scloud.setup.postgres import Postgres
 
 READY_TIMEOUT_S = 60.0
 _LOOK_S = 5.0
@@ -67,28 +69,31 @@ def own_port(root: Path) -> int:
     return 20000 + int(tag(root), 16) % 10000
 
 
-def start_manager(layout: Layout, endpoints: Endpoints) -> bool:
-    """Have it running and answering; False if it was."""
-    pidfile = layout.keeper / "run" / "manager.pid"
+def start_manager(layout: Layout, endpoints: Endpoints, *, number: int = 1) -> bool:
+    """Have it running and answering; False if it was. The second manager, the third, ... are standbys at first."""
+    unit = layout.manager_unit(endpoints.api, endpoints.link, number=number)
+    folder = layout.manager if number == 1 else layout.standby(number)
+    pidfile = layout.keeper / "run" / f"{unit.name}.pid"
     before = Identity.read(pidfile)
     if before is None or not before.alive():
         # Of a manager that is gone; the new one says itself when it is ready.
-        (layout.manager / "ready").unlink(missing_ok=True)
+        (folder / "ready").unlink(missing_ok=True)
         before = None
-    layout.manager.mkdir(parents=True, exist_ok=True, mode=0o700)
-    set_units(layout, layout.manager_unit(endpoints.api, endpoints.link))
-    if not _gets_ready(layout) or not _healthy(endpoints):
-        log = layout.keeper / "log" / "manager.log"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    set_units(layout, unit)
+    # One that hung and goes on may end first, because another leads: then it is what is started in its place.
+    if not any(_gets_ready(layout, unit.name, folder) and _healthy(endpoints) for _ in range(_TRIES)):
+        log = layout.keeper / "log" / f"{unit.name}.log"
         raise CloudError(ErrorKind.ENGINE, f"the manager does not get ready; its log {log} ends: {tail(log)}")
     return before is None or Identity.read(pidfile) != before
 
 
-def _gets_ready(layout: Layout) -> bool:
+def _gets_ready(layout: Layout, unit: str, folder: Path) -> bool:
     """Whether it says that it is ready in time; one that dies again and again is not waited for."""
     for _ in range(int(READY_TIMEOUT_S / _LOOK_S)):
-        if asyncio.run(wait_ready(layout.manager / "ready", None, _LOOK_S)) == "ready":
+        if asyncio.run(wait_ready(folder / "ready", None, _LOOK_S)) == "ready":
             return True
-        if ask(layout, "status")["units"].get("manager", {}).get("restarts", 0) >= _TRIES:
+        if ask(layout, "status")["units"].get(unit, {}).get("restarts", 0) >= _TRIES:
             return False
     return False
 
@@ -100,6 +105,22 @@ def _healthy(endpoints: Endpoints) -> bool:
             return client.get(f"{endpoints.url}/healthz").is_success
         except httpx.TransportError:
             return False
+
+
+def start_database(layout: Layout, postgres: Postgres) -> bool:
+    """Have a PostgreSQL server of our own running, and its URL where managers find it; False if it was."""
+    before = Identity.read(layout.keeper / "run" / "postgres.pid")
+    made = postgres.initialise()
+    unit = Unit(name="postgres", role="database", argv=tuple(postgres.argv()))
+    set_units(layout, unit)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not postgres.answers():
+        if time.monotonic() > deadline:
+            log = layout.keeper / "log" / "postgres.log"
+            raise CloudError(ErrorKind.ENGINE, f"PostgreSQL does not get ready; its log {log} ends: {tail(log)}")
+        time.sleep(0.1)
+    write_private(layout.database_file, postgres.url + "\n")
+    return made or before is None or Identity.read(layout.keeper / "run" / "postgres.pid") != before
 
 
 def link_of(layout: Layout) -> str:

@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from scloud.model.errors import CloudError, ErrorKind
 
 USER = "postgres"
@@ -42,6 +44,13 @@ class Postgres:
         account = _account()
         drop = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
         return [*drop, str(_binary("postgres")), "-D", str(self.data)]
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def initialise(self) -> bool:
         """Make its folder and database; False if they are there. Whole or not at all."""
