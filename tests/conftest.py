@@ -12,6 +12,8 @@ from support.figures import Figures, noted
 
 SHARED = ("browser", "lab", "lab_ceph")
 """Folders whose tests share a browser or a lab."""
+ON_CEPH = ("test_ceph", "test_rbd", "test_hypervisor_rbd", "test_storage")
+"""Beginnings of the contract suites that use clusters on loopback, with the same ports."""
 
 
 class Lanes(LoadScopeScheduling):
@@ -22,7 +24,9 @@ class Lanes(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        folder = path.split("/")[1]
+        folder, name = path.split("/")[1], path.split("/")[-1]
+        if folder == "contract" and name.startswith(ON_CEPH):
+            return "ceph"
         return folder if folder in SHARED else path
 
 
