@@ -204,3 +204,29 @@ def test_a_download_appears_whole_or_not_at_all(client: Client, cloud: FakeCloud
     with pytest.raises(CloudError):
         client.download("/images/none/data", tmp_path / "other", lambda *_: None, format="raw")
     assert [item.name for item in tmp_path.iterdir() if item.name != "config"] == ["out"]
+
+
+def test_another_manager_is_asked_when_one_does_not_take_the_connection(impatient: list[float]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url.host))
+        if request.url.host != "three":
+            raise refused()
+        return httpx.Response(200, json={"by": "three"})
+
+    context = Context("c", "http://one", "t", others=("http://two", "http://three"))
+    client = Client(context, transport=httpx.MockTransport(answer))
+    assert client.delete("/vms/a") == {"by": "three"}
+    assert asked == ["one", "two", "three"]
+    client.get("/vms")
+    assert asked[3:] == ["three"]
+
+
+def test_while_nobody_leads_it_asks_again(impatient: list[float]) -> None:
+    nobody = httpx.Response(503, headers={"Retry-After": "2"}, json={"detail": "nobody", "code": "unavailable"})
+    script = Script(nobody, nobody, httpx.Response(200, json=1))
+    assert script.client().get("/a") == 1
+    assert len(impatient) == 2
+    with pytest.raises(CloudError, match="nobody"):
+        Script(nobody).client().delete("/a")
