@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from scloud.link.channel import listen
 from scloud.standby.relay import NOBODY_LEADS, Address, Relay
 
-
 Running = asyncio.Task[None]
 
 
