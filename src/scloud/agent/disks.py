@@ -16,7 +16,7 @@ from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage, users_of_disk
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource
-from scloud.drivers.storage.protocol import FromImage, FromSnapshot, Source, Storage
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, Storage
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
@@ -124,8 +124,9 @@ class Disks:
 
     async def _here(self, disk: str, storage: Storage) -> DiskHere | None:
         facts = await within("query", f"looking at disk {disk}", storage.show(disk))
-        if facts is None:
-            return None
+        return None if facts is None else self._seen(facts, storage)
+
+    def _seen(self, facts: DiskFacts, storage: Storage) -> DiskHere:
         return DiskHere(
             facts.size_mib,
             facts.used_mib,
@@ -133,10 +134,12 @@ class Disks:
             facts.snapshots,
             facts.rolled_back,
             facts.origin,
-            self._limited.get(disk, None if storage.shared else NO_LIMITS),
+            self._limited.get(facts.disk, None if storage.shared else NO_LIMITS),
         )
 
-    async def _plan(self, desired: DesiredDisk, storage: Storage) -> DiskPlan:
+    async def _plan(self, desired: DesiredDisk, storage: Storage, made: DiskFacts | None = None) -> DiskPlan:
+        """`made` is what it is like, if it was made just now: it is not looked at again."""
+        here = await self._here(desired.id, storage) if made is None else self._seen(made, storage)
         open_by = self._usage.disk_open_by(desired.id)
         memory = self._journal.memory(open_by) if open_by else FRESH
         use = DiskUse(
@@ -145,10 +148,11 @@ class Disks:
             told_mib=memory.told.get(desired.id),
             told_limits=memory.limits.get(desired.id, NO_LIMITS),
         )
-        return disk_plan(desired, await self._here(desired.id, storage), use)
+        return disk_plan(desired, here, use)
 
     async def _handle(self, key: str) -> float | None:
         disk = key.partition("/")[2]
+        made: DiskFacts | None = None
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredDisk):
@@ -161,7 +165,7 @@ class Disks:
                 self._wait(desired, error.message)
                 return None  # woken again when its pool is known
             try:
-                plan = await self._plan(desired, storage)
+                plan = await self._plan(desired, storage, made)
             except (CloudError, OSError) as error:
                 self._cannot_see(desired, error)
                 raise
@@ -180,7 +184,7 @@ class Disks:
                 return None  # woken again once what runs is known
             began = self.workers.now()
             try:
-                await self._act(desired, plan.action, storage)
+                made = await self._act(desired, plan.action, storage)
                 log.info("%s: %s in %.3f s", disk, plan.action, self.workers.now() - began)
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
@@ -219,8 +223,8 @@ class Disks:
         fetching = stack.enter_async_context(self._images.use(action.image, action.image_sha256))
         return FromImage(action.image, await within("image", f"fetching image {action.image}", fetching))
 
-    async def _act(self, desired: DesiredDisk, action: DiskAction, storage: Storage) -> None:
-        """Do it, unless meanwhile something else has become right."""
+    async def _act(self, desired: DesiredDisk, action: DiskAction, storage: Storage) -> DiskFacts | None:
+        """Do it, unless meanwhile something else has become right. Of a disk that was made, what it is like."""
         disk = desired.id
         async with AsyncExitStack() as stack:
             source: Source | None = None
@@ -228,16 +232,17 @@ class Disks:
                 source = await self._source(action, storage, stack)
             await stack.enter_async_context(self.hold([desired.id]))
             if self._journal.desired.get(f"disk/{desired.id}") is not desired:
-                return
+                return None
             if (await self._plan(desired, storage)).action != action:
-                return
+                return None
             match action:
                 case CreateDisk():
                     slots = self._shared_slots if storage.shared else self._slots
                     await stack.enter_async_context(slots.hold())
                     making = storage.create(disk, action.size_mib, source, action.incarnation)
-                    await within("disk", f"making disk {disk}", making)
-                    self._limited.pop(disk, None)
+                    made = await within("disk", f"making disk {disk}", making)
+                    self._limited[disk] = NO_LIMITS
+                    return made
                 case ResizeDisk():
                     await within("disk", f"growing disk {disk}", storage.resize(disk, action.size_mib))
                 case DeleteDisk():
@@ -256,6 +261,7 @@ class Disks:
                 case LimitDisk(limits):
                     await within("query", f"limiting disk {disk}", storage.limit(disk, limits))
                     self._limited[disk] = limits
+        return None
 
     def _failed(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
         self._problems[desired.id] = str(error)

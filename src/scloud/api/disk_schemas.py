@@ -13,9 +13,10 @@ from scloud.model.snapshots import DiskLimits, Rate, SnapshotSchedule
 
 
 class DiskAsk(Value):
-    size_mib: DiskMib | None = Field(default=None, description="needed unless it is made from a snapshot")
+    size_mib: DiskMib | None = Field(default=None, description="needed unless it is made from a snapshot or an image")
     type: Ref | None = Field(default=None, description="the disk type; without one it is on its VM's own node")
     snapshot: Ref | None = Field(default=None, description="begin with this snapshot's bytes, in its pool")
+    image: Ref | None = Field(default=None, description="begin with this image's bytes")
 
 
 class DiskCreate(Value):

@@ -34,7 +34,7 @@ def create_disk(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="SIZE", help="Such as 512M or 10G.", show_default="the snapshot's"),
+        typer.Option("--size", metavar="SIZE", help="Such as 512M or 10G.", show_default="its source's"),
     ] = None,
     type: Annotated[
         str | None,
@@ -45,15 +45,16 @@ def create_disk(
     from_snapshot: Annotated[
         str | None, typer.Option("--from-snapshot", metavar="SNAPSHOT", help="Begin with a snapshot's bytes.")
     ] = None,
+    image: Annotated[str | None, typer.Option("--image", metavar="IMAGE", help="Begin with an image's bytes.")] = None,
     output: OutputOption = Output.TABLE,
     wait: WaitOption = True,
     timeout: TimeoutOption = None,
 ) -> None:
-    """Create a data disk: empty, or with a snapshot's bytes."""
-    if size is None and from_snapshot is None:
-        raise typer.BadParameter("say --size, or --from-snapshot")
+    """Create a data disk: empty, or with a snapshot's or an image's bytes."""
+    if size is None and from_snapshot is None and image is None:
+        raise typer.BadParameter("say --size, --image or --from-snapshot")
     mib = None if size is None else parsed(parse_size, size, "--size")
-    body = {"name": name, "spec": given(size_mib=mib, type=type, snapshot=from_snapshot)}
+    body = {"name": name, "spec": given(size_mib=mib, type=type, snapshot=from_snapshot, image=image)}
     create(DISK, body, How(output, wait, timeout))
 
 

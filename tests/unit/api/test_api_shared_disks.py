@@ -68,6 +68,29 @@ async def test_a_pool_that_has_disks_is_not_deleted(cloud: Cloud) -> None:
     assert used["users"] == [f"disk {trashed['name']}", "disk a-system"]
 
 
+async def test_a_data_disk_can_begin_with_an_images_bytes(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1")
+    image = await cloud.image("mine", account=cloud.alice.account, size_mib=50)
+    disk = await cloud.alice.create("disks", "data", type="standard", image="mine")
+    assert (disk["spec"]["size_mib"], disk["spec"]["image"], disk["spec"]["vm"]) == (50, image, None)
+    wish = of(cloud.nodes["n1"], disk["id"])
+    assert (wish.image, wish.size_mib) == (image, 50) and wish.image_sha256 is not None
+    problem = await cloud.alice.fail("DELETE", "/images/mine", status=409, code="in_use")
+    assert problem["users"] == ["disk data"]
+    for spec, words in (
+        ({"image": "mine", "size_mib": 49, "type": "standard"}, "at least the image's 50 MiB"),
+        ({"image": "nobody", "type": "standard"}, "names no image"),
+        ({"type": "standard"}, "is required unless"),
+    ):
+        problem = await cloud.alice.fail("POST", "/disks", {"name": "more", "spec": spec}, status=422, code="invalid")
+        assert words in str(problem)
+    local = await cloud.alice.create("disks", "local", image="mine", size_mib=60)
+    assert local["status"]["node"] is None
+    await cloud.alice.create("vms", "v", image="micro")
+    await cloud.alice.end("POST", "/disks/local/actions/attach", {"vm": "v"})
+    assert of(cloud.nodes["n1"], local["id"]).image == image
+
+
 async def test_an_unknown_disk_type_is_named(cloud: Cloud) -> None:
     body = {"name": "x", "spec": {"size_mib": 1, "type": "golden"}}
     problem = await cloud.alice.fail("POST", "/disks", body, status=422, code="invalid")

@@ -6,7 +6,7 @@ from typing import Any
 
 from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.disk_schemas import DiskAsk
-from scloud.api.intents.common import refuse_while_leaving, resolve
+from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image
 from scloud.api.intents.networks import refuse_attached, rename_plain
 from scloud.controllers import finishing, moving, placement, serving, snapshot_schedule, snapshots, trash
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
@@ -14,7 +14,7 @@ from scloud.model.ids import is_id
 from scloud.model.kinds import Kind, State
 from scloud.model.snapshots import DiskLimits, SnapshotSchedule, SnapshotSpec, SnapshotStatus
 from scloud.model.specs import DiskSpec, VmSpec
-from scloud.model.statuses import DiskStatus, VmStatus
+from scloud.model.statuses import DiskStatus, ImageStatus, VmStatus
 from scloud.model.storage import DiskTypeSpec
 from scloud.store import nodes
 from scloud.store.database import Tx
@@ -69,22 +69,41 @@ def _get(tx: Tx, account: str, ref: str) -> Resource:
 def create_disk(tx: Tx, account: str, name: str, ask: DiskAsk) -> dict[str, Any]:
     """A disk of a pool is made at once; one of a node's own storage gets its place when it is first attached."""
     if ask.snapshot is not None:
+        if ask.image is not None:
+            raise invalid("spec.image", "cannot be given together with a snapshot")
         return _from_snapshot(tx, account, name, ask, ask.snapshot)
-    if ask.size_mib is None:
-        raise invalid("spec.size_mib", "is required unless the disk is made from a snapshot")
+    image = resolve_image(tx, "spec.image", ask.image, account) if ask.image is not None else None
+    size = size_of(image, "spec.size_mib", ask.size_mib) if image is not None else ask.size_mib
+    if size is None:
+        raise invalid("spec.size_mib", "is required unless the disk is made from a snapshot or an image")
     type_, pool = find_type(tx, "spec.type", ask.type)
-    spec = DiskSpec(size_mib=ask.size_mib, type=type_, pool=pool)
-    if pool is None:
-        row = create(tx, Kind.DISK, account, name, spec, DiskStatus(state=State.READY))
-        return accepted(begin_and_end(tx, "disk.create", row, "done; it gets its place with its first VM"), row)
-    return _make(tx, account, name, spec)
+    spec = DiskSpec(size_mib=size, type=type_, pool=pool, image=image.id if image is not None else None)
+    if pool is not None:
+        return _make(tx, account, name, spec)
+    row = create(tx, Kind.DISK, account, name, spec, DiskStatus(state=State.READY))
+    _refer_source(tx, row, spec)
+    return accepted(begin_and_end(tx, "disk.create", row, "done; it gets its place with its first VM"), row)
 
 
-def _make(tx: Tx, account: str, name: str, spec: DiskSpec, uses: str | None = None) -> dict[str, Any]:
+def size_of(image: Resource, field: str, wanted: int | None) -> int:
+    """MiB of a disk that is made from an image."""
+    least = max(image.status_as(ImageStatus).size_mib, 1)
+    if wanted is not None and wanted < least:
+        raise invalid(field, f"must be at least the image's {least} MiB")
+    return wanted or least
+
+
+def _refer_source(tx: Tx, disk: Resource, spec: DiskSpec) -> None:
+    if spec.snapshot is not None:
+        refer(tx, disk.id, spec.snapshot, "snapshot")
+    if spec.image is not None:
+        refer(tx, disk.id, spec.image, "image")
+
+
+def _make(tx: Tx, account: str, name: str, spec: DiskSpec) -> dict[str, Any]:
     """A disk of a pool, made through a node that serves it."""
     row = create(tx, Kind.DISK, account, name, spec, DiskStatus(state=State.PENDING))
-    if uses is not None:
-        refer(tx, row.id, uses, "snapshot")
+    _refer_source(tx, row, spec)
     if spec.pool is not None:
         refer(tx, row.id, spec.pool, "pool")
     serving.promise(tx, spec, None, spec.size_mib)
@@ -108,7 +127,7 @@ def _from_snapshot(tx: Tx, account: str, name: str, ask: DiskAsk, ref: str) -> d
     spec = DiskSpec(size_mib=size, type=old.type, pool=old.pool, snapshot=snapshot.id)
     if old.pool is not None:
         serving.check_pool(tx, old.pool)
-        return _make(tx, account, name, spec, snapshot.id)
+        return _make(tx, account, name, spec)
     if origin.node is None:
         raise CloudError(ErrorKind.CONFLICT, f"disk '{origin.name}' has lost its node, and the snapshot with it")
     placement.check_room(tx, origin.node, disk_mib=size)

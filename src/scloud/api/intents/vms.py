@@ -7,7 +7,7 @@ from typing import Any
 
 from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image, resolve_node, side_name
-from scloud.api.intents.disks import find_type, refuse_lost, usable
+from scloud.api.intents.disks import find_type, refuse_lost, size_of, usable
 from scloud.api.intents.networks import groups_for, make_nic
 from scloud.api.schemas import NicAsk, VmAsk, VmCreate
 from scloud.controllers import finishing, placement, serving, snapshots
@@ -62,17 +62,10 @@ def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
     return spec, image
 
 
-def _disk_size(image: Resource, wanted: int | None) -> int:
-    least = max(image.status_as(ImageStatus).size_mib, 1)
-    if wanted is not None and wanted < least:
-        raise invalid("spec.disk_mib", f"must be at least the image's {least} MiB")
-    return wanted or least
-
-
 def dry_run(tx: Tx, account: str, ask: VmAsk, loads: placement.Loads) -> Plan:
     """Where a VM would go now; nothing is kept."""
     spec, image = _spec(tx, account, ask)
-    size = _disk_size(image, ask.disk_mib)
+    size = size_of(image, "spec.disk_mib", ask.disk_mib)
     _type, pool = find_type(tx, "spec.disk_type", ask.disk_type)
     disks = [resolve(tx, "spec.disks", Kind.DISK, ref, account).spec_as(DiskSpec) for ref in ask.disks]
     pools = [item.pool for item in disks if item.pool is not None] + ([pool] if pool is not None else [])
@@ -99,7 +92,7 @@ def _create(
 ) -> tuple[operations.Operation, Resource]:
     """Its node is chosen at once; where none can take it, or disks may decide, the placer looks at it."""
     spec, image = _spec(tx, account, ask)
-    size = _disk_size(image, ask.disk_mib)
+    size = size_of(image, "spec.disk_mib", ask.disk_mib)
     id = tx.new_id(PREFIX[Kind.VM])
     home: placement.Home | None = None
     _type, pool = find_type(tx, "spec.disk_type", ask.disk_type)

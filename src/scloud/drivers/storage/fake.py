@@ -203,13 +203,13 @@ class FakeStorage:
         stat = source.stat()
         return FakeImage((stat.st_size + MIB - 1) // MIB, (stat.st_blocks * 512 + MIB - 1) // MIB)
 
-    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> DiskFacts:
         async with self._lock(disk):
             await self._enter("create")
             state = self._disk
             existing = state.volumes.get(disk)
             if existing is not None and existing.incarnation == incarnation:
-                return
+                return _facts(existing)
             content, origin = self._beginning(source)
             if content.size_mib > size_mib:
                 raise invalid("size_mib", f"must be at least the image's {content.size_mib} MiB, not {size_mib}")
@@ -235,7 +235,8 @@ class FakeStorage:
             if self.shared and isinstance(source, FromImage) and content.source is not None:
                 state.bases.setdefault(source.image, content.source)
             content = replace(content, size_mib=size_mib, image_mib=0 if origin else content.image_mib)
-            state.volumes[disk] = FakeVolume(disk, incarnation, content, making, origin)
+            made = state.volumes[disk] = FakeVolume(disk, incarnation, content, making, origin)
+            return _facts(made)
 
     async def resize(self, disk: str, size_mib: int) -> None:
         async with self._lock(disk):

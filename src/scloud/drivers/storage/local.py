@@ -56,14 +56,17 @@ class LocalStorage:
     async def delete_image(self, image: str) -> None:
         return None
 
-    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> DiskFacts:
         files.check("disk", disk)
         async with self._locks[disk]:
             version = self._version(disk)
-            if version is not None and version.incarnation == incarnation:
-                return
-            stop = threading.Event()
-            await self._cancellable(stop, lambda: self._make(disk, size_mib, source, incarnation, stop.is_set))
+            if version is None or version.incarnation != incarnation:
+                stop = threading.Event()
+                await self._cancellable(stop, lambda: self._make(disk, size_mib, source, incarnation, stop.is_set))
+            made = self._facts(disk)
+        if made is None:
+            raise CloudError(ErrorKind.ENGINE, f"disk {disk} was made in {self._root} and is not there")
+        return made
 
     async def resize(self, disk: str, size_mib: int) -> None:
         async with self._locks[disk]:

@@ -71,8 +71,8 @@ class Storage(Protocol):
         """Have its file asked for again; `IN_USE` names the disks that were made from it and still depend on it."""
         ...
 
-    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
-        """Make a disk, from a source's bytes or empty.
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> DiskFacts:
+        """Make a disk, from a source's bytes or empty; returns what it is like then, as `show` does.
 
         All or nothing: a crash in the middle leaves no disk. Making what exists with the same incarnation changes
         nothing; with another one the bytes are made anew (`IN_USE` if disks were made from its snapshots).

@@ -72,13 +72,23 @@ class RbdStorage:
         long: bool = False,
     ) -> Result:
         """`work` with this pool's I/O context. The first call begins to remove what a crash left."""
-        if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self._pool.name}")
 
         def inside(session: Session) -> Result:
             return work(session.pool(self._cluster.access, self._pool.name))
 
-        return await self._cluster.run(doing, inside, stop=stop, long=long)
+        return await self._run_session(doing, inside, stop=stop, long=long)
+
+    async def _run_session(
+        self,
+        doing: str,
+        work: Callable[[Session], Result],
+        *,
+        stop: threading.Event | None = None,
+        long: bool = False,
+    ) -> Result:
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self._pool.name}")
+        return await self._cluster.run(doing, work, stop=stop, long=long)
 
     async def _sweep(self) -> None:
         """Until it was done once; nobody waits for it."""
@@ -102,15 +112,21 @@ class RbdStorage:
     async def delete_image(self, image: str) -> None:
         await self._run(f"delete image {image}", lambda context: self._images.delete_base(context, image), long=True)
 
-    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> None:
+    async def create(self, disk: str, size_mib: int, source: Source | None, incarnation: int = 0) -> DiskFacts:
         async with self._locks[disk]:
             stop = threading.Event()
 
-            def make(context: Any) -> None:
+            def make(session: Session) -> DiskFacts | None:
+                context = session.pool(self._cluster.access, self._pool.name)
+                data = None if self._pool.data is None else int(session.rados.pool_lookup(self._pool.data))
                 with suppress(Stopped):
-                    self._images.create(context, disk, size_mib, source, incarnation, stop.is_set)
+                    return self._images.create(context, disk, size_mib, source, incarnation, data, stop.is_set)
+                return None
 
-            await self._run(f"make disk {disk}", make, stop=stop, long=True)
+            made = await self._run_session(f"make disk {disk}", make, stop=stop, long=True)
+        if made is None:
+            raise CloudError(ErrorKind.CONFLICT, f"disk {disk} was deleted while it was made")
+        return made
 
     async def resize(self, disk: str, size_mib: int) -> None:
         def grow(context: Any) -> None:

@@ -18,6 +18,7 @@ from scloud.drivers.storage import extents, rbd_direct
 from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
 from scloud.drivers.storage.rbd_bytes import origin_of
+from scloud.drivers.storage.rbd_direct import Parent
 from scloud.drivers.storage.rbd_turn import Turn, turn
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind, invalid
@@ -42,8 +43,8 @@ class Images:
         self._known: dict[str, int] = {}
         """Incarnations, as last seen; another node may have changed them."""
         self._used: dict[str, tuple[float, int]] = {}
-        self._bases: dict[str, int] = {}
-        """Sizes in bytes of bases that were there when they were last looked at."""
+        self._bases: dict[str, Parent] = {}
+        """Bases that were there when they were last looked at."""
         self._unfinished: set[str] = set()
 
     # --- looking
@@ -99,6 +100,10 @@ class Images:
         return self._open(context, disk, None, True)
 
     def name(self, context: Any, disk: str) -> str:
+        if disk in self._known:
+            name = names.disk_image(disk, self._known[disk])
+            if rbd_direct.identity_of(context, name) is not None:
+                return name
         with self.opened(context, disk):
             return names.disk_image(disk, self._known[disk])
 
@@ -146,63 +151,74 @@ class Images:
     # --- making
 
     def create(
-        self, context: Any, disk: str, size_mib: int, source: Source | None, incarnation: int, stop: Callable[[], bool]
-    ) -> None:
-        """All or nothing: it gets its name last."""
+        self,
+        context: Any,
+        disk: str,
+        size_mib: int,
+        source: Source | None,
+        incarnation: int,
+        data_pool: int | None,
+        stop: Callable[[], bool],
+    ) -> DiskFacts | None:
+        """All or nothing: it gets its name last. `data_pool` is the id of `data`. None if it was stopped.
+
+        What a disk that was made here is like is not asked again.
+        """
         final = names.disk_image(disk, incarnation)
         # Only what was made anew before has other versions; to look for them is to read the pool's whole directory.
         versions = self.versions(context, disk) if incarnation or disk in self._known else []
+        made: DiskFacts | None = None
         if rbd_direct.identity_of(context, final) is None:
             for old in versions:
                 self._refuse_users(context, disk, old)
-            with self._partial(context, disk, incarnation) as name:
-                size = self._begin(context, name, disk, size_mib, source, stop)
-                if size != size_mib * MIB:
-                    with rbd.Image(context, name) as image:
-                        image.resize(size_mib * MIB)
+            parent = self._parent(context, source, size_mib, stop)
+            if stop():
+                return None
+            stamp = (names.OWNER, f"disk/{disk}")
+            identity = secrets.token_hex(rbd_direct.ID_BYTES)
+            with self._partial(context, disk, incarnation, parent) as name:
+                try:
+                    rbd_direct.make(
+                        *(context, name, identity, size_mib * MIB, FEATURES, stamp),
+                        data_pool=data_pool,
+                        parent=parent,
+                    )
+                except rbd.ImageNotFound:
+                    if isinstance(source, FromImage):
+                        self._bases.pop(source.image, None)
+                    raise
                 if stop():
-                    return
-                self._publish(context, name, f"disk/{disk}", final)
+                    return None
+                if rbd_direct.publish(context, name, identity, final):
+                    self._unfinished.discard(name)
+                    made = _new(disk, size_mib, source, incarnation)
         self._known[disk] = incarnation
         self.changed(disk)
         for old in versions:
             if old != incarnation:
                 self._remove(context, names.disk_image(disk, old))
+        return made or self.facts(context, disk)
 
-    def _begin(
-        self, context: Any, name: str, disk: str, size_mib: int, source: Source | None, stop: Callable[[], bool]
-    ) -> int:
-        """Returns its size in bytes, which is that of the source."""
+    def _parent(self, context: Any, source: Source | None, size_mib: int, stop: Callable[[], bool]) -> Parent | None:
         match source:
             case None:
-                rbd.RBD().create(context, name, size_mib * MIB, None, False, FEATURES, data_pool=self._data)
-                return size_mib * MIB
+                return None
             case FromImage(image, file):
-                parent, snapshot = names.base_image(image), names.BASE_SNAPSHOT
-                size = self.base(context, image, file, stop)
-                what = "the image"
+                parent, what = self.base(context, image, file, stop), "the image"
             case FromSnapshot(origin, snapshot):
-                parent, size = self._protected(context, origin, snapshot)
-                what = "the snapshot"
-        if size > size_mib * MIB:
-            least = (size + MIB - 1) // MIB
+                parent, what = self._protected(context, origin, snapshot), "the snapshot"
+        if parent.size > size_mib * MIB:
+            least = (parent.size + MIB - 1) // MIB
             raise invalid("size_mib", f"must be at least {what}'s {least} MiB, not {size_mib}")
-        try:
-            rbd.RBD().clone(context, parent, snapshot, context, name, FEATURES, data_pool=self._data)
-        except rbd.ImageNotFound:
-            if isinstance(source, FromImage):
-                self._bases.pop(source.image, None)
-            raise
-        return size
+        return parent
 
-    def _protected(self, context: Any, disk: str, snapshot: str) -> tuple[str, int]:
-        """(image, size in bytes) of a snapshot that can be cloned from."""
+    def _protected(self, context: Any, disk: str, snapshot: str) -> Parent:
+        """A snapshot that can be cloned from."""
         with self.opened(context, disk, write=True) as image:
-            sizes = {snap["name"]: int(snap["size"]) for snap in image.list_snaps()}
-            if snapshot not in sizes:
+            if snapshot not in {snap["name"] for snap in image.list_snaps()}:
                 raise CloudError(ErrorKind.NOT_FOUND, f"snapshot {snapshot} of disk {disk} is not in {self._pool}")
             _protect(image, snapshot)
-            return names.disk_image(disk, self._known[disk]), sizes[snapshot]
+            return Parent.of(image, snapshot)
 
     def has_base(self, context: Any, image: str) -> bool:
         """A base has its name only once it is whole."""
@@ -210,13 +226,13 @@ class Images:
             return True
         try:
             with rbd.Image(context, names.base_image(image), snapshot=names.BASE_SNAPSHOT, read_only=True) as base:
-                self._bases[image] = int(base.size())
+                self._bases[image] = Parent.of(base, names.BASE_SNAPSHOT)
         except rbd.ImageNotFound:
             return False
         return True
 
-    def base(self, context: Any, image: str, file: Path | None, stop: Callable[[], bool]) -> int:
-        """Size in bytes of the image's base, made from the file if it is not there.
+    def base(self, context: Any, image: str, file: Path | None, stop: Callable[[], bool]) -> Parent:
+        """The image's base, made from the file if it is not there.
 
         One node after the other, so that its bytes are copied once; should two do it all the same, the first to name
         its own has made it, and the other throws it away.
@@ -254,28 +270,39 @@ class Images:
                     mine.hold()
                     base.write(data, offset)
                 base.flush()
+                base.metadata_set(names.OWNER, f"image/{image}")
                 base.create_snap(names.BASE_SNAPSHOT)
                 base.protect_snap(names.BASE_SNAPSHOT)
-            self._publish(context, name, f"image/{image}", names.base_image(image))
+            self._publish_base(context, name, names.base_image(image))
 
     @contextmanager
-    def _partial(self, context: Any, what: str, incarnation: int) -> Iterator[str]:
+    def _partial(self, context: Any, what: str, incarnation: int, parent: Parent | None = None) -> Iterator[str]:
         """The name of something unfinished; gone afterwards unless it was renamed."""
-        name = names.partial(self._node, what, incarnation, _PROCESS, next(_serials))
+        origin = (parent.image, parent.snapshot) if parent is not None else None
+        name = names.partial(self._node, what, incarnation, _PROCESS, next(_serials), origin)
         self._unfinished.add(name)
         try:
             yield name
         finally:
             if name in self._unfinished:
                 self._unfinished.discard(name)
-                self._remove(context, name)
+                self._clear(context, name, rbd_direct.listed_identity(context, name))
 
-    def _publish(self, context: Any, name: str, owner: str, final: str) -> None:
+    def _clear(self, context: Any, name: str, identity: str | None) -> None:
+        """Remove something unfinished. What can be opened by its name was made by librbd, and may have data."""
+        if identity is None or rbd_direct.identity_of(context, name) is not None:
+            self._remove(context, name)
+        else:
+            origin = names.parent_of(name)
+            rbd_direct.unmake(context, name, identity, Parent(*origin) if origin is not None else None)
+
+    def _publish_base(self, context: Any, name: str, final: str) -> None:
         """Unless another one was first: what it made has the same bytes."""
         identity = rbd_direct.identity_of(context, name)
         if identity is None:
             raise CloudError(ErrorKind.ENGINE, f"{name} vanished from pool {self._pool} while it was made")
-        if rbd_direct.publish(context, name, identity, final, names.OWNER, owner):
+        if rbd_direct.publish(context, name, identity, final):
+            rbd_direct.forget_name(context, name)
             self._unfinished.discard(name)
 
     # --- removing
@@ -309,12 +336,12 @@ class Images:
             final = names.left_over(self._node, _PROCESS, name)
             if final is None:
                 continue
-            identity = rbd_direct.identity_of(context, name)
-            taken = rbd_direct.identity_of(context, final)
-            if taken is not None and identity in (taken, None):
-                rbd_direct.complete_rename(context, name, taken, final)
+            identity = rbd_direct.listed_identity(context, name)
+            if identity is not None and rbd_direct.identity_of(context, final) == identity:
+                rbd_direct.complete_rename(context, name, identity, final)
+                rbd_direct.forget_name(context, name)
             else:
-                self._remove(context, name)
+                self._clear(context, name, identity)
 
     def _remove(self, context: Any, name: str) -> None:
         """With its snapshots; nothing to do if it is not there."""
@@ -343,6 +370,18 @@ class Images:
         except rbd.ImageNotFound:
             return
         _refuse(disk, users)
+
+
+def _new(disk: str, size_mib: int, source: Source | None, incarnation: int) -> DiskFacts:
+    """A disk nobody has written to yet."""
+    match source:
+        case FromImage(image, _):
+            origin: str | None = f"image/{image}"
+        case FromSnapshot(_, snapshot):
+            origin = f"snapshot/{snapshot}"
+        case None:
+            origin = None
+    return DiskFacts(disk=disk, size_mib=size_mib, used_mib=0, incarnation=incarnation, origin=origin)
 
 
 def _children(image: Any, snapshot: str) -> list[str]:

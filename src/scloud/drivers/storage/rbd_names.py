@@ -23,7 +23,7 @@ FENCED = "scloud.fenced"
 """Object whose omap names the nodes that are cut off, with the addresses that were: NODE -> addresses, by spaces."""
 
 _DISK = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\Z")
-_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.(\d+)\.([0-9a-f]+)\.\d+\Z")
+_PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.(\d+)\.([0-9a-f]+)\.\d+(?:\.([^.]+)\.(\d+))?\Z")
 
 
 def disk_image(disk: str, incarnation: int) -> str:
@@ -34,8 +34,18 @@ def base_image(image: str) -> str:
     return f"image-{image}"
 
 
-def partial(node: str, what: str, incarnation: int, process: str, serial: int) -> str:
-    return f".tmp.{node}.{what}.{incarnation}.{process}.{serial}"
+def partial(
+    node: str, what: str, incarnation: int, process: str, serial: int, parent: tuple[str, int] | None = None
+) -> str:
+    """`parent` (image id, snapshot id) is noted, so that whoever removes it knows what it was to depend on."""
+    suffix = "" if parent is None else f".{parent[0]}.{parent[1]}"
+    return f".tmp.{node}.{what}.{incarnation}.{process}.{serial}{suffix}"
+
+
+def parent_of(name: str) -> tuple[str, int] | None:
+    """(image id, snapshot id) that something unfinished depends on."""
+    match = _PARTIAL.match(name)
+    return (match[5], int(match[6])) if match is not None and match[5] is not None else None
 
 
 def left_over(node: str, process: str, name: str) -> str | None:
