@@ -10,7 +10,7 @@ from agent_clock import run
 from agent_node import IMAGE, NODE, POOL, SHA, Node, disk, one_vm, running_node, vm_id
 
 from scloud.drivers.hypervisor.protocol import DiskFigures
-from scloud.drivers.storage.fake import FakePools
+from scloud.drivers.storage.fake import FakePools, FakeStorage
 from scloud.drivers.storage.place import secret_of
 from scloud.model.desired import DesiredDisk, DesiredSnapshot, DesiredStore, StorePool, VmDisk
 from scloud.model.errors import CloudError, ErrorKind
@@ -62,6 +62,26 @@ def test_a_disk_waits_for_its_pool_to_be_known_and_is_then_made() -> None:
             assert set(node.host.domains[VM].disks) >= {DATA}
             assert node.host.secrets == {secret_of(CLUSTER, "scloud-n1"): "key-1"}
             assert DATA in node.pools[POOL].volumes and DATA not in node.disk.volumes
+
+    run(main())
+
+
+def test_a_disk_that_was_just_made_is_ready_without_another_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pool a look costs as much as the making."""
+    asked: list[str] = []
+
+    class Counted(FakeStorage):
+        async def _enter(self, method: str) -> None:
+            asked.append(method)
+            await super()._enter(method)
+
+    async def main() -> None:
+        async with running_node() as node:
+            monkeypatch.setattr("scloud.drivers.storage.fake.FakeStorage", Counted)
+            await node.boss.want(store(), shared())
+            await node.settled(f"disk/{DATA}", "ready")
+            assert asked == ["show", "show", "create"]
+            assert node.boss.heard[f"disk/{DATA}"].used_mib == 0
 
     run(main())
 
