@@ -47,6 +47,8 @@ FAILED_AFTER = 3
 """Tries in a row after which an object is reported to be in error; it is tried on all the same."""
 MEASURE_EVERY_S = 60.0
 """How often a disk's real size is looked at."""
+LOOK_AGAIN_S = 2.0
+"""What a look at a disk showed is good for so long, for the VMs that it is for: only its own worker changes it."""
 PARALLEL = 4
 """Local disks made at the same time; in pools, where making one is mostly waiting, PARALLEL_SHARED."""
 PARALLEL_SHARED = 16
@@ -84,6 +86,8 @@ class Disks:
         self._problems: dict[str, str] = {}
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
+        self._looked: dict[str, tuple[DesiredDisk, DiskHere, float]] = {}
+        """As each was found when there was nothing to do, by which wish, and when."""
         self.workers = Workers(self._handle)
 
     @asynccontextmanager
@@ -105,7 +109,9 @@ class Disks:
             storage = self._stores.of(desired.pool)
         except CloudError as error:
             return DiskView("missing", reason=error.message)
-        here = await self._here(disk, storage)
+        wish, here, until = self._looked.get(disk, (None, None, 0.0))
+        if wish is not desired or self.workers.now() >= until:
+            here = await self._here(disk, storage)
         if here is None:
             return DiskView("missing", failed=failed, reason=problem)
         if here.incarnation != desired.incarnation:
@@ -137,9 +143,7 @@ class Disks:
             self._limited.get(facts.disk, None if storage.shared else NO_LIMITS),
         )
 
-    async def _plan(self, desired: DesiredDisk, storage: Storage, made: DiskFacts | None = None) -> DiskPlan:
-        """`made` is what it is like, if it was made just now: it is not looked at again."""
-        here = await self._here(desired.id, storage) if made is None else self._seen(made, storage)
+    def _plan(self, desired: DesiredDisk, here: DiskHere | None) -> DiskPlan:
         open_by = self._usage.disk_open_by(desired.id)
         memory = self._journal.memory(open_by) if open_by else FRESH
         use = DiskUse(
@@ -158,6 +162,7 @@ class Disks:
             if not isinstance(desired, DesiredDisk):
                 self._problems.pop(disk, None)
                 self._limited.pop(disk, None)
+                self._looked.pop(disk, None)
                 return None
             try:
                 storage = self._stores.of(desired.pool)
@@ -165,12 +170,16 @@ class Disks:
                 self._wait(desired, error.message)
                 return None  # woken again when its pool is known
             try:
-                plan = await self._plan(desired, storage, made)
+                # What was made just now is known: to look at a disk of a pool costs as much as making it.
+                here = await self._here(disk, storage) if made is None else self._seen(made, storage)
             except (CloudError, OSError) as error:
                 self._cannot_see(desired, error)
                 raise
+            plan = self._plan(desired, here)
             if plan.action is None:
                 self._problems.pop(disk, None)
+                if here is not None:
+                    self._looked[disk] = (desired, here, self.workers.now() + LOOK_AGAIN_S)
                 if storage.shared and not self._usage.known:
                     # That nobody here has it open is what lets another node have it: not to be said by guess.
                     self._wait(desired, "looking whether a VM has it open")
@@ -184,7 +193,7 @@ class Disks:
                 return None  # woken again once what runs is known
             began = self.workers.now()
             try:
-                made = await self._act(desired, plan.action, storage)
+                made = await self._act(desired, here, plan.action, storage)
                 log.info("%s: %s in %.3f s", disk, plan.action, self.workers.now() - began)
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
@@ -223,8 +232,13 @@ class Disks:
         fetching = stack.enter_async_context(self._images.use(action.image, action.image_sha256))
         return FromImage(action.image, await within("image", f"fetching image {action.image}", fetching))
 
-    async def _act(self, desired: DesiredDisk, action: DiskAction, storage: Storage) -> DiskFacts | None:
-        """Do it, unless meanwhile something else has become right. Of a disk that was made, what it is like."""
+    async def _act(
+        self, desired: DesiredDisk, here: DiskHere | None, action: DiskAction, storage: Storage
+    ) -> DiskFacts | None:
+        """Do it, unless meanwhile something else has become right. Of a disk that was made, what it is like.
+
+        Only the disk's own worker changes it: what may be different by now is what it is to be, and who has it open.
+        """
         disk = desired.id
         async with AsyncExitStack() as stack:
             source: Source | None = None
@@ -233,8 +247,9 @@ class Disks:
             await stack.enter_async_context(self.hold([desired.id]))
             if self._journal.desired.get(f"disk/{desired.id}") is not desired:
                 return None
-            if (await self._plan(desired, storage)).action != action:
+            if self._plan(desired, here).action != action:
                 return None
+            self._looked.pop(disk, None)
             match action:
                 case CreateDisk():
                     slots = self._shared_slots if storage.shared else self._slots

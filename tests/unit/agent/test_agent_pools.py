@@ -80,8 +80,12 @@ def test_a_disk_that_was_just_made_is_ready_without_another_look(monkeypatch: py
             monkeypatch.setattr("scloud.drivers.storage.fake.FakeStorage", Counted)
             await node.boss.want(store(), shared())
             await node.settled(f"disk/{DATA}", "ready")
-            assert asked == ["show", "show", "create"]
+            assert asked == ["show", "create"]
             assert node.boss.heard[f"disk/{DATA}"].used_mib == 0
+            asked.clear()
+            await node.boss.want(*one_vm(disks=with_data()))
+            await node.settled(KEY, "running")
+            assert asked.count("locate") == 1 and asked.count("show") <= 3, asked
 
     run(main())
 

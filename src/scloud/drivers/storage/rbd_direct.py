@@ -63,6 +63,17 @@ def listed_identity(context: Any, name: str) -> str | None:
     return bytes(answer)[4:].decode()
 
 
+def listed(context: Any, beginning: str) -> list[str]:
+    """At most 1,000 of the names in the pool's directory that begin so. The rest of it is not read."""
+    with rados.ReadOpCtx() as operation:
+        rows, _ = context.get_omap_vals(operation, "", f"name_{beginning}", 1000)
+        try:
+            context.operate_read_op(operation, _DIRECTORY)
+        except rados.ObjectNotFound:
+            return []
+        return [str(key).removeprefix("name_") for key, _ in rows]
+
+
 def make(
     context: Any,
     name: str,

@@ -54,7 +54,7 @@ class Images:
 
     def versions(self, context: Any, disk: str) -> list[int]:
         """Incarnations that are there, oldest first."""
-        found = (names.parse_disk(name) for name in self.names(context))
+        found = (names.parse_disk(name) for name in rbd_direct.listed(context, f"{disk}."))
         return sorted(one[1] for one in found if one is not None and one[0] == disk)
 
     @contextmanager
@@ -165,7 +165,7 @@ class Images:
         What a disk that was made here is like is not asked again.
         """
         final = names.disk_image(disk, incarnation)
-        # Only what was made anew before has other versions; to look for them is to read the pool's whole directory.
+        # Only what was made anew before has other versions.
         versions = self.versions(context, disk) if incarnation or disk in self._known else []
         made: DiskFacts | None = None
         if rbd_direct.identity_of(context, final) is None:
