@@ -16,7 +16,7 @@ SEEDS = int(os.environ.get("SCLOUD_SIM_SEEDS", "24"))
 FIRST = int(os.environ.get("SCLOUD_SIM_FIRST", "1"))
 WITHIN = 150
 """Seeds among which each defect put in on purpose must be found."""
-FROM = {"takes-half": 401}
+FROM = {"takes-half": 101}
 """The first of them where the race that shows a defect is rare: the connection breaks while a journal is written."""
 
 
