@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import rados
 import rbd
-
 from pipelined import Connection
+
 from scloud.client.http import Client
 from scloud.drivers.storage.protocol import FromImage
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
