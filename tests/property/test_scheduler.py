@@ -8,9 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scloud.scheduler.fleet import Fleet
+from scloud.scheduler.load import Load, smooth
 from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Request
 
+FRACTIONS = st.floats(0, 1)
+LOADS = st.builds(
+    Load,
+    cpu=FRACTIONS,
+    memory=FRACTIONS,
+    disk=FRACTIONS,
+    network=FRACTIONS,
+    storage=FRACTIONS,
+    storage_ms=st.floats(0, 200),
+)
 ARCHITECTURES = st.sampled_from(["x86_64", "x86_64", "x86_64", "aarch64"])
 
 
@@ -32,7 +43,8 @@ def clouds(draw: st.DrawFn) -> list[NodeSnapshot]:
                 cpus_used=draw(st.integers(0, cpus + 2)),
                 memory_used_mib=draw(st.integers(0, memory)),
                 disk_used_mib=draw(st.integers(0, disk)),
-                cpu_load=draw(st.floats(0, 1)),
+                load=draw(LOADS),
+                rack=draw(st.sampled_from(["", "r1", "r2", "r3"])),
             )
         )
     return nodes
@@ -49,11 +61,20 @@ REQUESTS = st.builds(
     account_vms=COUNTS,
     group_vms=COUNTS,
     group_hard=st.booleans(),
+    group_over=st.sampled_from(["node", "rack"]),
+    reachable_from=st.none() | st.frozensets(st.sampled_from([f"nod-{number}" for number in range(6)])),
 )
 
 
 def choose(nodes: list[NodeSnapshot], request: Request) -> str | None:
     return Fleet(nodes).choose(request)
+
+
+def near(nodes: list[NodeSnapshot], node: NodeSnapshot, request: Request) -> bool:
+    """Whether the group forbids this node if it is hard, worked out the long way."""
+    if request.group_over == "node":
+        return bool(request.group_vms.get(node.id))
+    return not node.rack or any(request.group_vms.get(other.id) for other in nodes if other.rack == node.rack)
 
 
 @given(clouds(), REQUESTS)
@@ -76,7 +97,8 @@ def test_what_is_chosen_has_all_that_was_asked_for(nodes: list[NodeSnapshot], re
     assert node.cpus_used + request.cpus <= node.cpus
     assert node.memory_used_mib + request.memory_mib <= node.memory_mib
     assert node.disk_used_mib + request.disk_mib <= node.disk_mib
-    assert not (request.group_hard and request.group_vms.get(chosen))
+    assert request.reachable_from is None or chosen in request.reachable_from
+    assert not (request.group_hard and near(nodes, node, request))
 
 
 @given(clouds(), REQUESTS)
@@ -91,7 +113,8 @@ def test_a_node_is_refused_for_a_true_reason_only(nodes: list[NodeSnapshot], req
             and node.cpus - node.cpus_used >= request.cpus
             and node.memory_mib - node.memory_used_mib >= request.memory_mib
             and node.disk_mib - node.disk_used_mib >= request.disk_mib
-            and not (request.group_hard and request.group_vms.get(node.id))
+            and (request.reachable_from is None or node.id in request.reachable_from)
+            and not (request.group_hard and near(nodes, node, request))
         )
         assert candidate.fits == fits
         assert all(reason == reason.strip() and reason for reason in candidate.reasons)
@@ -109,6 +132,31 @@ def test_a_batch_never_overbooks(nodes: list[NodeSnapshot], requests: list[Reque
     for before, after in zip(nodes, now, strict=True):
         for used, has in (("cpus_used", "cpus"), ("memory_used_mib", "memory_mib"), ("disk_used_mib", "disk_mib")):
             assert getattr(after, used) <= max(getattr(after, has), getattr(before, used))
+
+
+@given(
+    clouds(), st.lists(st.tuples(REQUESTS, st.dictionaries(st.sampled_from(["nod-0", "nod-1"]), LOADS)), max_size=12)
+)
+def test_loads_that_change_are_seen_by_sizes_that_are_remembered(
+    nodes: list[NodeSnapshot], steps: list[tuple[Request, dict[str, Load]]]
+) -> None:
+    fleet = Fleet(nodes)
+    for request, loads in steps:
+        for _ in range(2):
+            chosen = fleet.choose(request)
+            assert chosen == place(fleet.snapshots(), request).node
+            if chosen is not None:
+                fleet.promise(chosen, request.cpus, request.memory_mib, request.disk_mib)
+        fleet.set_loads(loads)
+
+
+@given(LOADS, LOADS, st.floats(0, 1000))
+def test_a_smoothed_load_is_between_what_it_was_and_what_it_is(before: Load, sample: Load, elapsed: float) -> None:
+    after = smooth(before, sample, elapsed)
+    for name in ("cpu", "memory", "disk", "network", "storage", "storage_ms"):
+        low, high = sorted((getattr(before, name), getattr(sample, name)))
+        assert low - 1e-9 <= getattr(after, name) <= high + 1e-9
+    assert smooth(None, sample, elapsed) == sample
 
 
 @given(st.integers(2, 6), st.integers(1, 6))

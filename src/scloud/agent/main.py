@@ -26,7 +26,8 @@ from scloud.agent.config import VXLAN_OVERHEAD, AgentConfig, load_config
 from scloud.agent.daemon import Daemon, Drivers, Surroundings
 from scloud.agent.engines import EngineEvent, Engines
 from scloud.agent.enroll import CA, CERTIFICATE, KEY, address_of
-from scloud.agent.figures import ProcLoad, capacity
+from scloud.agent.figures import capacity
+from scloud.agent.hostload import ProcLoad
 from scloud.agent.images import ImageCache
 from scloud.agent.journal import FileJournal
 from scloud.agent.managers import Managers
@@ -132,7 +133,7 @@ async def run(config: AgentConfig) -> None:
         images=images,
         seeds=SeedFolder(config.disks.parent / "seeds"),
         facts=lambda: node_facts(config, accelerator, storage),
-        load=ProcLoad(config.disks),
+        load=ProcLoad(config.disks, links=[config.underlay.device] if config.underlay else ()),
         wall=time.time,
         network=NetworkSettings(node, config.tunnel_ip, config.mtu, offload),
         vms=VmSettings(boot_id(), config.consoles, config.sockets, config.mtu, offload),

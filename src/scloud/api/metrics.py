@@ -21,6 +21,7 @@ async def exposition(context: Context) -> bytes:
     work_items = Gauge("scloud_work_items", "Work items waiting for a controller", registry=registry)
     connected = Gauge("scloud_nodes_connected", "Nodes with a live connection", registry=registry)
     load = Gauge("scloud_node_load", "Load of a node, 0..1", ["node", "resource"], registry=registry)
+    latency = Gauge("scloud_node_storage_seconds", "Time of one storage request", ["node"], registry=registry)
     Gauge("scloud_leader_epoch", "Epoch of this leader", registry=registry).set(context.manager.epoch)
 
     def read(tx: Tx) -> None:
@@ -34,7 +35,9 @@ async def exposition(context: Context) -> bytes:
     await context.store.read(read)
     connected.set(len(context.manager.sessions))
     for session in context.manager.sessions:
-        load.labels(session.facts.hostname, "cpu").set(session.load.cpu)
-        load.labels(session.facts.hostname, "memory").set(session.load.memory)
-        load.labels(session.facts.hostname, "disk").set(session.load.disk)
+        if session.load is None:
+            continue
+        for resource_name in ("cpu", "memory", "disk", "network", "storage"):
+            load.labels(session.facts.hostname, resource_name).set(getattr(session.load, resource_name))
+        latency.labels(session.facts.hostname).set(session.load.storage_ms / 1000)
     return generate_latest(registry)

@@ -85,10 +85,11 @@ class CandidateOut(Answer):
     fits: bool
     reasons: list[str]
     score: float
+    parts: dict[str, float]
 
 
 class PlanOut(Answer):
-    """Where a VM would go, and why not elsewhere."""
+    """Where a VM would go, and why not elsewhere. The lowest score is taken; `parts` are what it is the sum of."""
 
     node: str | None
     candidates: list[CandidateOut]
@@ -272,7 +273,10 @@ class GroupCreate(Value):
 
 
 class PlacementGroupAsk(Value):
-    policy: Literal["hard", "soft"] = "soft"
+    policy: Literal["hard", "soft"] = Field(
+        default="soft", description="hard: never two members in one place; soft: as evenly as it goes"
+    )
+    over: Literal["node", "rack"] = Field(default="node", description="the places; a node's rack is its label `rack`")
 
 
 class PlacementGroupCreate(Value):

@@ -43,7 +43,10 @@ def print_list(
 
 
 def _fetch(client: Client, look: Look, filters: Mapping[str, Any] | None, limit: int | None) -> list[Resource]:
-    return list(client.pages(f"/{look.collection}", filters, limit=limit))
+    items = list(client.pages(f"/{look.collection}", filters, limit=limit))
+    if look.beside is not None and items:
+        look.beside(client, items)
+    return items
 
 
 def _watch_live(client: Client, look: Look, filters: Mapping[str, Any] | None, limit: int | None) -> None:
@@ -75,7 +78,10 @@ def print_resource(client: Client, look: Look, item: Resource, output: Output) -
 
 def show_one(look: Look, ref: str, output: Output) -> None:
     with connect() as client:
-        print_resource(client, look, client.get(path(look.collection, ref)), output)
+        item = client.get(path(look.collection, ref))
+        if look.beside is not None:
+            look.beside(client, [item])
+        print_resource(client, look, item, output)
 
 
 def _names(client: Client, look: Look, items: Sequence[Resource]) -> Names:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from scloud.cli import human
 from scloud.cli.names import Names
 from scloud.cli.output import Column, Resource
+
+if TYPE_CHECKING:
+    from scloud.client.http import Client
 
 Refs = Callable[[Resource], Iterable[str | None]]
 
@@ -23,6 +26,8 @@ class Look:
     columns: Callable[[Names], Sequence[Column]]
     card: Callable[[Names], Sequence[Column]]
     refs: tuple[tuple[str, Refs], ...] = ()
+    beside: Callable[[Client, Sequence[Resource]], None] | None = None
+    """Puts into the resources, under names of their own, what another request tells of them."""
 
 
 def at(resource: Resource, path: str) -> Any:
@@ -151,8 +156,52 @@ def _capacity(resource: Resource) -> str:
     return f"{capacity['cpus']} CPUs, {memory} of memory, {disk} of disk"
 
 
+LOADS = (("cpu", "CPU"), ("memory", "memory"), ("disk", "disk space"), ("network", "network"), ("storage", "storage"))
+
+
+def _usage(client: Client, nodes: Sequence[Resource]) -> None:
+    """What nodes have promised and how busy they are, as `usage`."""
+    only = nodes[0]["id"] if len(nodes) == 1 else None
+    found = {item["node"]: item for item in client.get("/usage", node=only)["items"]}
+    for node in nodes:
+        node["usage"] = found.get(node["id"])
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f}%"
+
+
+def _busiest(node: Resource) -> str:
+    """The part of it that is busiest: `CPU 12%`."""
+    smoothed = at(node, "usage.smoothed")
+    if not smoothed:
+        return "-"
+    worst = max(LOADS, key=lambda item: smoothed[item[0]] if item[0] != "disk" else 0.0)
+    return f"{worst[1]} {_percent(smoothed[worst[0]])}"
+
+
+def _load(node: Resource) -> str:
+    smoothed = at(node, "usage.smoothed")
+    if not smoothed:
+        return "not known: it does not answer"
+    parts = [f"{name} {_percent(smoothed[key])}" for key, name in LOADS]
+    return ", ".join([*parts, f"{smoothed['storage_ms']:.1f} ms a storage request"])
+
+
+def _promised(node: Resource) -> str:
+    has, can = at(node, "usage.promised"), at(node, "usage.promisable")
+    if not has or not can or not can["cpus"]:
+        return ""
+    memory, disk = (f"{human.size(has[key])} of {human.size(can[key])}" for key in ("memory_mib", "disk_mib"))
+    return f"{has['cpus']} of {can['cpus']} CPUs, {memory} of memory, {disk} of disk"
+
+
 def _schedulable(resource: Resource) -> str:
     return "cordoned" if at(resource, "spec.cordoned") else ""
+
+
+def _over(group: Resource) -> str:
+    return f"{at(group, 'spec.over') or 'node'}s"
 
 
 VM = look_of(
@@ -217,8 +266,8 @@ SECURITY_GROUP = look_of(
 )
 PLACEMENT_GROUP = look_of(
     "placement-group",
-    lambda _: (Column("POLICY", text("spec.policy")),),
-    lambda _: (Column("Policy", text("spec.policy")),),
+    lambda _: (Column("POLICY", text("spec.policy")), Column("OVER", _over)),
+    lambda _: (Column("Policy", text("spec.policy")), Column("Spread over", _over)),
 )
 KEYPAIR = look_of(
     "keypair",
@@ -322,14 +371,14 @@ SNAPSHOT = look_of(
     ),
     ("disks", "spec.disk"),
 )
-NODE = look_of(
+_NODE = look_of(
     "node",
     lambda names: (
         Column("CLUSTER", named(names, "clusters", "spec.cluster")),
         Column("ADDRESS", lambda node: at(node, "status.address") or at(node, "status.tunnel_ip") or ""),
         Column("CPUS", text("status.capacity.cpus"), right=True),
         Column("MEMORY", mib("status.capacity.memory_mib"), right=True),
-        Column("ACCEL", text("status.accelerator.kind")),
+        Column("BUSIEST", _busiest),
         Column("NOTE", _schedulable),
     ),
     lambda names: (
@@ -339,6 +388,8 @@ NODE = look_of(
         Column("Tunnel address", text("status.tunnel_ip")),
         Column("Architecture", text("status.architecture")),
         Column("Capacity", _capacity),
+        Column("Promised", _promised),
+        Column("Load", _load),
         Column("Accelerator", _accelerator),
         Column("Datapath", text("status.datapath")),
         Column("Agent", text("status.agent_version")),
@@ -347,6 +398,7 @@ NODE = look_of(
     ),
     ("clusters", "spec.cluster"),
 )
+NODE = replace(_NODE, beside=_usage)
 CLUSTER = look_of(
     "cluster",
     lambda _: (

@@ -12,7 +12,7 @@ from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
 from scloud.cli.session import Output
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, noun
 
-app = noun("Placement groups: VMs to keep on different nodes.")
+app = noun("Placement groups: VMs to keep on different nodes, or in different racks.")
 
 
 class Policy(StrEnum):
@@ -20,18 +20,30 @@ class Policy(StrEnum):
     HARD = "hard"
 
 
+class Over(StrEnum):
+    NODE = "node"
+    RACK = "rack"
+
+
 @app.command("create")
 def create_group(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     policy: Annotated[
-        Policy, typer.Option("--policy", help="hard refuses to put two members on one node, soft avoids it.")
+        Policy, typer.Option("--policy", help="hard never puts two members in one place, soft avoids it.")
     ] = Policy.SOFT,
+    over: Annotated[
+        Over, typer.Option("--over", help="The places: nodes, or racks (`scloud node label NAME rack=r1`).")
+    ] = Over.NODE,
     output: OutputOption = Output.TABLE,
     wait: WaitOption = True,
     timeout: TimeoutOption = None,
 ) -> None:
     """Create a placement group."""
-    create(PLACEMENT_GROUP, {"name": name, "spec": {"policy": policy.value}}, How(output, wait, timeout))
+    create(
+        PLACEMENT_GROUP,
+        {"name": name, "spec": {"policy": policy.value, "over": over.value}},
+        How(output, wait, timeout),
+    )
 
 
 add_list(app, PLACEMENT_GROUP)

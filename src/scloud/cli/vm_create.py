@@ -218,10 +218,21 @@ def _print_placement(plan: Resource, output: Output) -> None:
         Column("NODE", lambda item: item["node"]),
         Column("FITS", lambda item: "yes" if item["fits"] else "no", state=True),
         Column("SCORE", lambda item: f"{item['score']:.2f}" if item["fits"] else "-", right=True),
-        Column(
-            "WHY",
-            lambda item: "; ".join(item.get("reasons") or ()) or ("chosen" if item["node"] == plan["node"] else ""),
-        ),
+        Column("WHY", lambda item: "; ".join(item.get("reasons") or ()) or _weighed(item, plan["node"])),
     )
-    show(table(columns, sorted(plan["candidates"], key=lambda item: (not item["fits"], -(item.get("score") or 0)))))
+    show(table(columns, sorted(plan["candidates"], key=lambda item: (not item["fits"], item.get("score") or 0))))
     say(f"It would go to {plan['node']}." if plan["node"] else "No node can take it.")
+
+
+_PARTS = {
+    "promised": "promised to VMs",
+    "load": "load",
+    "group": "others of its group",
+    "account": "your other VMs",
+}
+
+
+def _weighed(item: Resource, chosen: str | None) -> str:
+    """What a node's score is the sum of, leaving out what is nothing."""
+    parts = [f"{value:.2f} {_PARTS.get(name, name)}" for name, value in (item.get("parts") or {}).items() if value]
+    return ", ".join((["chosen"] if item["node"] == chosen else []) + parts)

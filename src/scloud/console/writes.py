@@ -21,7 +21,7 @@ CREATE: Mapping[str, Fields] = {
     "security-groups": {"name": T},
     "disks": {"name": T, "spec.size_mib": N},
     "keypairs": {"name": T, "spec.public_key": T},
-    "placement-groups": {"name": T, "spec.policy": T},
+    "placement-groups": {"name": T, "spec.policy": T, "spec.over": T},
     "images": {
         "name": T,
         "spec.source": T,

@@ -164,7 +164,7 @@ class LinkServer:
             message = await channel.receive(agent_message)
             session.last_heard = loop.time()
             if isinstance(message, Heartbeat):
-                session.load = message.load
+                session.hear_load(message.load)
             elif isinstance(message, Report):
                 await self._manager.report(session.node, message.items)
                 session.hear(message)

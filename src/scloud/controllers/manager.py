@@ -55,7 +55,7 @@ class Manager:
         self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
-        self._loads: dict[str, float] | None = None
+        self._loads: placement.Loads | None = None
         self._loads_at = 0.0
         self._touched: dict[str, None] = {}
         self._refreshing = False
@@ -184,11 +184,11 @@ class Manager:
         except TimeoutError:
             pass
 
-    def loads(self) -> dict[str, float]:
-        """The fraction of CPU really used, by node; looked at anew once a second."""
+    def loads(self) -> placement.Loads:
+        """How busy each connected node is, smoothed; looked at anew once a second, and kept nowhere else."""
         now = asyncio.get_running_loop().time()
         if self._loads is None or now - self._loads_at > LOADS_S:
-            self._loads = {session.node: session.load.cpu for session in self.sessions}
+            self._loads = {session.node: session.smoothed for session in self.sessions}
             self._loads_at = now
         return self._loads
 

@@ -15,6 +15,7 @@ from scloud.model.registry import status_type
 from scloud.model.specs import ClusterSpec, DiskSpec, ImageSpec, NicSpec, NodeSpec, PlacementGroupSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, NodeStatus, VmStatus
 from scloud.scheduler.fleet import Column, Fleet
+from scloud.scheduler.load import IDLE, Load
 from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Plan, Request
 from scloud.store import nodes as usage
@@ -22,7 +23,8 @@ from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, find, find_many, save, sources_of, using
 
-Loads = Mapping[str, float]
+Loads = Mapping[str, Load]
+"""How busy the nodes really are, by id. They are the manager's, in memory: the database has what is promised."""
 UNPLACED = "it gets its place with its VM"
 PLACED = 20
 """Percent of a VM's making that is done when it has its node."""
@@ -33,16 +35,20 @@ MAX_ACCOUNTS = 1000
 def node_of(row: Resource, cluster: ClusterSpec) -> NodeSnapshot:
     """A node without what it has promised."""
     spec, status = row.spec_as(NodeSpec), row.status_as(NodeStatus)
+    reason = "" if status.state == State.READY else f"is {status.state}"
+    if not reason and status.architecture != cluster.architecture:
+        reason = f"is {status.architecture} in a cluster of {cluster.architecture} nodes; add it to another cluster"
     return NodeSnapshot(
         id=row.id,
         name=row.name,
-        ready=status.state == State.READY,
+        ready=not reason,
         cordoned=spec.cordoned,
         architecture=status.architecture,
         cpus=int(status.capacity.cpus * cluster.cpu_overcommit),
         memory_mib=status.capacity.memory_mib,
         disk_mib=status.capacity.disk_mib,
-        reason="" if status.state == State.READY else f"is {status.state}",
+        reason=reason,
+        rack=spec.labels.get("rack", ""),
     )
 
 
@@ -55,7 +61,7 @@ def read_nodes(tx: Tx) -> tuple[NodeSnapshot, ...]:
 
 
 def snapshot(tx: Tx, loads: Loads) -> list[NodeSnapshot]:
-    """All nodes as the scheduler sees them. `loads` are fractions of CPU really used, by node."""
+    """All nodes as the scheduler sees them."""
     used = usage.usages(tx)
     result = []
     for node in read_nodes(tx):
@@ -66,7 +72,7 @@ def snapshot(tx: Tx, loads: Loads) -> list[NodeSnapshot]:
                 cpus_used=mine.cpus,
                 memory_used_mib=mine.memory_mib,
                 disk_used_mib=mine.disk_mib,
-                cpu_load=loads.get(node.id, 0.0),
+                load=loads.get(node.id, IDLE),
             )
         )
     return result
@@ -121,10 +127,10 @@ def request_for(
 ) -> Request:
     """What the scheduler is asked, with where the group's VMs are now."""
     group_vms: dict[str, int] = {}
-    hard = False
+    group = PlacementGroupSpec()
     if spec.placement_group:
-        group = find(tx, spec.placement_group)
-        hard = group is not None and group.spec_as(PlacementGroupSpec).policy == "hard"
+        row = find(tx, spec.placement_group)
+        group = row.spec_as(PlacementGroupSpec) if row is not None else group
         members = [id for id in sources_of(tx, spec.placement_group, "group") if id != exclude]
         for member in find_many(tx, members).values():
             if member.node is not None:
@@ -136,7 +142,8 @@ def request_for(
         architecture=architecture or architecture_of(tx, spec.image),
         node=spec.node,
         group_vms=group_vms,
-        group_hard=hard,
+        group_hard=spec.placement_group is not None and group.policy == "hard",
+        group_over=group.over,
         reachable_from=reachable_from(tx, pools),
     )
 

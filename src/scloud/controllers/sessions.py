@@ -13,6 +13,7 @@ from scloud.link.channel import Channel
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad
 from scloud.model.wire import Call, Desired, Reply, Report
+from scloud.scheduler.load import IDLE, Load, smooth
 
 SILENCE_S = 6.0
 """A connection that brings no heartbeat (one is due every second) for so long is given up."""
@@ -34,8 +35,11 @@ class Session:
     ) -> None:
         self.node = node
         self.facts = facts
-        self.load = NodeLoad()
+        self.load: NodeLoad | None = None
+        """As of the last heartbeat."""
+        self.smoothed: Load = IDLE
         self.last_heard = asyncio.get_running_loop().time()
+        self._load_at = 0.0
         self.acked = 0
         """The highest revision whose network objects are in the node's switch."""
         self._channel = channel
@@ -97,6 +101,13 @@ class Session:
             Desired(epoch=self._epoch, revision=revision, full=full, set=tuple(items), drop=tuple(drops))
         )
         self._changed()
+
+    def hear_load(self, load: NodeLoad) -> None:
+        """One heartbeat's."""
+        now = asyncio.get_running_loop().time()
+        sample = Load(load.cpu, load.memory, load.disk, load.network, load.storage, load.storage_ms)
+        self.smoothed = smooth(None if self.load is None else self.smoothed, sample, now - self._load_at)
+        self.load, self._load_at = load, now
 
     def hear(self, report: Report) -> None:
         if report.network_revision > self.acked:

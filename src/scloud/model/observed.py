@@ -29,6 +29,14 @@ class NodeLoad(Value):
     cpu: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
+    network: float = 0.0
+    """Of the busier direction of the busiest link, since the last heartbeat; 0 where no link tells its speed."""
+    network_mbps: float = 0.0
+    """Megabits a second of all links, in the busier direction."""
+    storage: float = 0.0
+    """The time since the last heartbeat in which the disks' device had requests under way."""
+    storage_ms: float = 0.0
+    """How long one of those requests took on average; 0 if there was none."""
     memory_free_mib: int = 0
     disk_free_mib: int = 0
 

@@ -159,9 +159,13 @@ class SecurityGroupSpec(Value):
 
 
 class PlacementGroupSpec(Value):
-    """Anti-affinity: `hard` refuses to place two members on one node, `soft` avoids it."""
+    """Members are spread evenly over nodes or racks: `hard` refuses to place two in one, `soft` avoids it.
+
+    A node's rack is its label `rack`.
+    """
 
     policy: Literal["hard", "soft"] = "soft"
+    over: Literal["node", "rack"] = "node"
 
 
 class NicSpec(Value):

@@ -55,7 +55,14 @@ def disk(node: NodeSnapshot, request: Request) -> str | None:
 
 
 def anti_affinity(node: NodeSnapshot, request: Request) -> str | None:
-    if request.group_hard and request.group_vms.get(node.id, 0):
+    if not request.group_hard:
+        return None
+    if request.group_over == "rack":
+        if not node.rack:
+            return "stands in no rack that is known, and its hard group is spread over racks (`scloud node label`)"
+        if request.members_near(node):
+            return f"stands in rack {node.rack}, which already has a VM of this hard placement group"
+    elif request.members_near(node):
         return "already has a VM of this hard placement group"
     return None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from scloud.scheduler.load import IDLE, Load
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSnapshot:
-    """`cpus` is what may be promised: physical CPUs times the cluster's overcommit. Loads are fractions, 0..1."""
+    """`cpus` is what may be promised: physical CPUs times the cluster's overcommit. `rack` is empty if nobody said."""
 
     id: str
     name: str
@@ -21,15 +24,17 @@ class NodeSnapshot:
     cpus_used: int = 0
     memory_used_mib: int = 0
     disk_used_mib: int = 0
-    cpu_load: float = 0.0
+    load: Load = IDLE
     reason: str = ""
+    rack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One VM to place. `account_vms` and `group_vms` count, by node, the VMs to keep away from.
 
-    `reachable_from` are the nodes that reach the pools of its disks; None is all.
+    `group_over` says what the members of its group are spread over; `group_racks` counts them by rack and is worked out
+    by `counted`. `reachable_from` are the nodes that reach the pools of its disks; None is all.
     """
 
     cpus: int
@@ -40,17 +45,40 @@ class Request:
     account_vms: Mapping[str, int] = field(default_factory=dict)
     group_vms: Mapping[str, int] = field(default_factory=dict)
     group_hard: bool = False
+    group_over: Literal["node", "rack"] = "node"
+    group_racks: Mapping[str, int] = field(default_factory=dict)
     reachable_from: frozenset[str] | None = None
+
+    def members_near(self, node: NodeSnapshot) -> int:
+        """How many of its group would fail together with a VM on this node; a node without a rack stands alone."""
+        if self.group_over == "rack" and node.rack:
+            return self.group_racks.get(node.rack, 0)
+        return self.group_vms.get(node.id, 0)
+
+
+def counted(nodes: Iterable[NodeSnapshot], request: Request) -> Request:
+    """The request with its group counted by rack, if it is to be spread over racks."""
+    if request.group_over != "rack":
+        return request
+    racks: dict[str, int] = {}
+    for node in nodes:
+        if node.rack and node.id in request.group_vms:
+            racks[node.rack] = racks.get(node.rack, 0) + request.group_vms[node.id]
+    return replace(request, group_racks=racks)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One node's answer: why it cannot take the VM (`reasons`), or how well it would (`score`, lower is better)."""
+    """One node's answer: why it cannot take the VM (`reasons`), or how well it would (`score`, lower is better).
+
+    `parts` are what the score is the sum of, by name.
+    """
 
     node: str
     name: str
     reasons: tuple[str, ...]
     score: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:

@@ -7,21 +7,43 @@ from scloud.scheduler.snapshot import NodeSnapshot, Request
 LOAD_WEIGHT = 0.5
 """A node whose CPUs are all busy is as bad as one of which half as much again has been promised."""
 GROUP_WEIGHT = 100.0
-"""One more member of the placement group outweighs everything else."""
+"""One more member of the placement group in the same node, or rack, outweighs everything else."""
+WITHIN_RACK_WEIGHT = 10.0
+"""Of a group that is spread over racks: members of one rack are still on different nodes where they can be."""
 SCATTER_WEIGHT = 0.5
 """One more VM of the same account weighs as much as half a node's load."""
 
 
-def load(node: NodeSnapshot, request: Request) -> float:
-    """How full the node would be, 0..1 each: the worse of CPU and memory promised, and the CPU really used."""
+def promised(node: NodeSnapshot, request: Request) -> float:
+    """How full the node would be, 0..1: the worse of CPU and memory."""
     cpu = (node.cpus_used + request.cpus) / node.cpus if node.cpus else 1.0
     memory = (node.memory_used_mib + request.memory_mib) / node.memory_mib if node.memory_mib else 1.0
-    return max(cpu, memory) + LOAD_WEIGHT * node.cpu_load
+    return max(cpu, memory)
+
+
+def load(node: NodeSnapshot) -> float:
+    """How busy it really is; see `Load.pressure`."""
+    return LOAD_WEIGHT * node.load.pressure
+
+
+def group(node: NodeSnapshot, request: Request) -> float:
+    near = GROUP_WEIGHT * request.members_near(node)
+    return near + WITHIN_RACK_WEIGHT * request.group_vms.get(node.id, 0) if request.group_over == "rack" else near
+
+
+def scatter(node: NodeSnapshot, request: Request) -> float:
+    return SCATTER_WEIGHT * request.account_vms.get(node.id, 0)
+
+
+def parts(node: NodeSnapshot, request: Request) -> dict[str, float]:
+    """What a node's score is the sum of, in the order in which it is added up."""
+    return {
+        "promised": promised(node, request),
+        "load": load(node),
+        "group": group(node, request),
+        "account": scatter(node, request),
+    }
 
 
 def score(node: NodeSnapshot, request: Request) -> float:
-    return (
-        load(node, request)
-        + GROUP_WEIGHT * request.group_vms.get(node.id, 0)
-        + SCATTER_WEIGHT * request.account_vms.get(node.id, 0)
-    )
+    return sum(parts(node, request).values())

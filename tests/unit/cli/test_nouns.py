@@ -29,7 +29,7 @@ from scloud.client.keys import key_path, public_key_of
         (
             ["placement-group", "create", "a", "--policy", "hard"],
             "/placement-groups",
-            {"name": "a", "spec": {"policy": "hard"}},
+            {"name": "a", "spec": {"policy": "hard", "over": "node"}},
         ),
         (["disk", "create", "a", "--size", "10G"], "/disks", {"name": "a", "spec": {"size_mib": 10240}}),
         (
@@ -233,8 +233,14 @@ def test_a_public_key_from_a_file(cli: Cli, cloud: FakeCloud, tmp_path: Path) ->
 def test_a_node_is_added_with_the_command_to_run_on_it(cli: Cli) -> None:
     assert "./scloud node join --token nod-" in cli.ok("node", "add", "n2")
     assert cli.json("node", "add", "n3")["join"]["command"].startswith("./scloud node join")
-    assert "16 GiB" in cli.ok("node", "list")
+    listed = cli.ok("node", "list")
+    assert "16 GiB" in listed and "storage 62%" in listed
     assert "8 CPUs, 16 GiB of memory, 100 GiB of disk" in cli.ok("node", "show", "n1")
+    card = " ".join(cli.ok("node", "show", "n1").split())
+    assert "2 of 32 CPUs, 512 MiB of 16 GiB of memory" in card
+    assert "CPU 12%, memory 50%, disk space 90%, network 25%, storage 62%, 4.5 ms a storage request" in card
+    assert cli.json("node", "show", "n1")["usage"]["smoothed"]["cpu"] == 0.125
+    assert "not known" in cli.ok("node", "show", "n3")
     assert cli.ok("node", "remove", "n2", "--force") == "n2 removed\n"
 
 

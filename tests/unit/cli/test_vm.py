@@ -247,13 +247,20 @@ def test_dry_run_tells_of_every_node(cli: Cli, cloud: FakeCloud) -> None:
         "node": "n2",
         "candidates": [
             {"node": "n1", "fits": False, "reasons": ["3 of 4 CPUs are promised", "it is cordoned"], "score": 0},
-            {"node": "n2", "fits": True, "reasons": [], "score": 0.75},
+            {
+                "node": "n2",
+                "fits": True,
+                "reasons": [],
+                "score": 0.75,
+                "parts": {"promised": 0.5, "load": 0.25, "group": 0},
+            },
         ],
     }
     text = cli.ok("vm", "create", "web", "--dry-run")
     assert [line.split()[:2] for line in text.splitlines()[1:3]] == [["n2", "yes"], ["n1", "no"]]
     assert "3 of 4 CPUs are promised; it is cordoned" in text
     assert "It would go to n2." in text
+    assert "chosen, 0.50 promised to VMs, 0.25 load" in " ".join(text.split()) and "group" not in text
     assert cli.json("vm", "create", "web", "--dry-run") == cloud.answers["dry_run"]
     assert cloud.kinds["vms"] == {}
 

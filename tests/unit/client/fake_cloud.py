@@ -72,7 +72,10 @@ class FakeCloud:
         self.make("clusters", "default", {"architecture": "x86_64", "cpu_overcommit": 4.0})
         cluster = self.find("clusters", "default")["id"]
         node = self.make("nodes", "n1", {"cluster": cluster, "cordoned": False})
-        node["status"]["capacity"] = {"cpus": 8, "memory_mib": 16384, "disk_mib": 102400}
+        capacity = node["status"]["capacity"] = {"cpus": 8, "memory_mib": 16384, "disk_mib": 102400}
+        load = {"cpu": 0.125, "memory": 0.5, "disk": 0.9, "network": 0.25, "storage": 0.625, "storage_ms": 4.5}
+        usage = {"node": node["id"], "promised": {"cpus": 2, "memory_mib": 512, "disk_mib": 1024}, "smoothed": load}
+        self.answers["usage"] = {"items": [{**usage, "promisable": {**capacity, "cpus": 32}}]}
 
     def id(self, prefix: str) -> str:
         return f"{prefix}-{next(self.numbers):016d}"

@@ -46,8 +46,8 @@ async def create_keypair(
 async def create_placement_group(
     body: PlacementGroupCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> Response:
-    """VMs to be kept on different nodes: always (`hard`) or where possible (`soft`)."""
-    spec = PlacementGroupSpec(policy=body.spec.policy)
+    """VMs to be kept on different nodes, or in different racks: always (`hard`) or where possible (`soft`)."""
+    spec = PlacementGroupSpec(policy=body.spec.policy, over=body.spec.over)
     return await write(
         context,
         caller,

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from scloud.api.context import AdminDep, ContextDep, send
-from scloud.api.schemas import PROBLEMS, Answer
+from scloud.api.schemas import PROBLEMS, Answer, RefFilter
 from scloud.model.kinds import Kind
 from scloud.model.observed import NodeLoad
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import Capacity, NodeStatus
 from scloud.store import nodes
 from scloud.store.database import Tx
-from scloud.store.resources import all_of
+from scloud.store.resources import SYSTEM, all_of, get
 
 router = APIRouter(tags=["nodes"], responses=PROBLEMS)
 
 
+class Smoothed(Answer):
+    """Averages over half a minute (memory and disk: five seconds), which placement goes by.
+
+    Fractions, but `storage_ms`; `pressure` is all of them as one number, from 0 to 3.25.
+    """
+
+    cpu: float
+    memory: float
+    disk: float
+    network: float
+    storage: float
+    storage_ms: float
+    pressure: float
+
+
 class NodeUsage(Answer):
-    """`promisable` is the capacity with the cluster's CPU overcommit; `load` is null while the node is silent."""
+    """`promisable` is the capacity with the cluster's CPU overcommit; `load` is of the last second, `smoothed` what
+    placement sees. Both are null while the node is silent."""
 
     node: str
     name: str
@@ -28,6 +45,7 @@ class NodeUsage(Answer):
     promisable: Capacity
     promised: Capacity
     load: NodeLoad | None
+    smoothed: Smoothed | None
 
 
 class UsageAnswer(Answer):
@@ -35,19 +53,20 @@ class UsageAnswer(Answer):
 
 
 @router.get("/usage", response_model=UsageAnswer)
-async def usage(context: ContextDep, _admin: AdminDep) -> Response:
-    """Every node: what it could promise, what it has promised, and its load."""
-    loads = {session.node: session.load for session in context.manager.sessions}
+async def usage(context: ContextDep, _admin: AdminDep, node: RefFilter = None) -> Response:
+    """Every node, or one: what it could promise, what it has promised, and its load."""
+    sessions = context.manager.sessions
 
     def read(tx: Tx) -> list[dict[str, Any]]:
         promised = nodes.usages(tx)
         overcommit = {row.id: row.spec_as(ClusterSpec).cpu_overcommit for row in all_of(tx, Kind.CLUSTER)}
         items = []
-        for row in all_of(tx, Kind.NODE):
+        for row in all_of(tx, Kind.NODE) if node is None else [get(tx, Kind.NODE, node, SYSTEM)]:
             capacity = row.status_as(NodeStatus).capacity
             used = promised.get(row.id, nodes.Usage(row.id))
             cpus = int(capacity.cpus * overcommit.get(row.spec_as(NodeSpec).cluster, 1.0))
-            load = loads.get(row.id)
+            session = sessions.get(row.id)
+            load = session.load if session is not None else None
             items.append(
                 {
                     "node": row.id,
@@ -56,6 +75,7 @@ async def usage(context: ContextDep, _admin: AdminDep) -> Response:
                     "promisable": {**capacity.model_dump(), "cpus": cpus},
                     "promised": {"cpus": used.cpus, "memory_mib": used.memory_mib, "disk_mib": used.disk_mib},
                     "load": load.model_dump() if load is not None else None,
+                    "smoothed": asdict(session.smoothed) if session is not None and load is not None else None,
                 }
             )
         return items

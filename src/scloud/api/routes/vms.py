@@ -84,7 +84,13 @@ async def create_vm(
         plan = await context.store.read(lambda tx: vms.dry_run(tx, caller.account, body.spec, loads))
         names = {candidate.node: candidate.name for candidate in plan.candidates}
         candidates = [
-            {"node": c.name, "fits": c.fits, "reasons": list(c.reasons), "score": round(c.score, 3)}
+            {
+                "node": c.name,
+                "fits": c.fits,
+                "reasons": list(c.reasons),
+                "score": round(c.score, 3),
+                "parts": {name: round(value, 3) for name, value in c.parts.items()},
+            }
             for c in plan.candidates
         ]
         return send({"node": names.get(plan.node or ""), "candidates": candidates})
