@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import rados
 
 from lab.cloud import Lab, until
 from scloud.lab.storage import CLUSTER, troubles
@@ -22,6 +26,22 @@ class Storage:
         found = [p for p in self.lab.status()["processes"] if p["daemon"]]
         assert len({p["daemon"] for p in found}) == len(found), f"something runs twice: {found}"
         return {p["daemon"]: (p["node"], p["pid"]) for p in found}
+
+    @contextmanager
+    def access(self, node: str) -> Iterator[Any]:
+        """A connection to the cluster as a node has it, with the node's own key; it ends."""
+        (conf,) = (self.lab.node_root(node) / "ceph").glob("*/ceph.conf")
+        options = {"client_mount_timeout": "10", "rados_mon_op_timeout": "10", "rados_osd_op_timeout": "30"}
+        with rados.Rados(name=f"client.scloud-{node}", conffile=str(conf), conf=options) as handle:
+            yield handle
+
+    def primary(self, pool: str, name: str) -> str:
+        """The OSD that writes to an object of a pool go to, as `osd.3`."""
+        with self.access("n1") as handle:
+            ask = {"prefix": "osd map", "pool": pool, "object": name, "format": "json"}
+            code, out, words = handle.mon_command(json.dumps(ask), b"")
+        assert code == 0, words
+        return f"osd.{json.loads(out)['acting_primary']}"
 
     def truth(self) -> dict[str, Any]:
         """What the cluster itself says at this moment, asked with a node's own key; nothing if it does not answer."""

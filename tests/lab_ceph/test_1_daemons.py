@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 
-from lab.cloud import Lab, until
+from lab.cloud import Lab
 from lab_ceph.storage import Storage
-from scloud.drivers.supervisor.identity import Identity
 
 
 def test_three_monitors_and_two_osds_a_node(lab: Lab, storage: Storage) -> None:
@@ -48,43 +45,6 @@ def test_each_that_is_killed_comes_back(lab: Lab, storage: Storage) -> None:
         took = storage.returned(name, pid)
         assert took < 10.0, f"{name} took {took:.1f} s"
     storage.healthy()
-
-
-def test_all_killed_at_once_come_back(lab: Lab, storage: Storage) -> None:
-    before = storage.daemons()
-    osds = {osd["uuid"]: osd["osd"] for osd in storage.show()["status"]["osds"]}
-    known = [Identity.of(pid) for _, pid in before.values()]
-    for process in known:
-        assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
-    until(
-        lambda: {n: p for n, (_, p) in storage.daemons().items() if p != before[n][1]}.keys() == before.keys(),
-        "all daemons run again",
-    )
-    storage.healthy()
-    assert {osd["uuid"]: osd["osd"] for osd in storage.show()["status"]["osds"]} == osds
-
-
-def test_one_that_hangs_is_noticed_and_goes_on(lab: Lab, storage: Storage) -> None:
-    name = next(name for name, (node, _) in storage.daemons().items() if name.startswith("osd.") and node == "n2")
-    lab.ok("lab", "fail", name, "--how", "hang")
-    try:
-        until(lambda: sum(osd["up"] for osd in storage.show()["status"]["osds"]) == 5, f"{name} is down")
-    finally:
-        lab.ok("lab", "heal", name)
-    storage.healthy()
-
-
-def test_a_node_that_dies_and_comes_back(lab: Lab, storage: Storage) -> None:
-    lab.ok("lab", "fail", "n3", "--how", "kill")
-    try:
-        until(lambda: sum(osd["up"] for osd in storage.show()["status"]["osds"]) == 4, "two OSDs are down")
-        assert not any(node == "n3" for node, _ in storage.daemons().values())
-    finally:
-        lab.ok("lab", "heal", "n3")
-    lab.wait_manager()
-    storage.healthy()
-    assert sum(node == "n3" for node, _ in storage.daemons().values()) >= 3
 
 
 def test_an_agent_killed_again_and_again_while_an_osd_is_made_and_given_back(lab: Lab, storage: Storage) -> None:
