@@ -105,7 +105,7 @@ async def test_what_is_not_wanted_any_more_goes(bench: Bench) -> None:
 
 
 @on(names=("n1",), osds=1, managers=0)
-async def test_commands_and_their_answers(bench: Bench) -> None:
+async def test_commands_and_their_answers(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CloudError) as nobody:
         await bench.control.command(bench.access, "mon", {"prefix": "fsid"}, timeout_s=2.0)
     assert nobody.value.kind is ErrorKind.UNAVAILABLE
@@ -134,6 +134,7 @@ async def test_commands_and_their_answers(bench: Bench) -> None:
         await bench.control.command(stranger, "mon", {"prefix": "fsid"})
     assert error.value.kind is ErrorKind.FORBIDDEN
     assert (await bench.ask("fsid"))["fsid"] == bench.access.fsid, "the right key goes on working"
+    assert capfd.readouterr().err == "", "what is raised is not printed as well"
 
     many = await asyncio.gather(*(bench.ask("config-key get", key="scloud/test") for _ in range(20)))
     assert many == ["not JSON"] * 20

@@ -155,12 +155,13 @@ async def test_a_rename_that_was_cut_short_is_completed_and_its_disk_kept(bench:
     assert await bench.storage.disks() == []
 
 
-async def test_a_wrong_key_is_named_as_such(bench: RbdBench) -> None:
+async def test_a_wrong_key_is_named_as_such(bench: RbdBench, capfd: pytest.CaptureFixture[str]) -> None:
     key = bench.rig.make_client("scloud-elsewhere", "rbd-ec")
     storage = bench.driver("nod-2", OTHER, key=key)
     with pytest.raises(CloudError, match="key") as caught:
         await storage.show("dsk-1")
     assert caught.value.kind == ErrorKind.FORBIDDEN
+    assert capfd.readouterr().err == "", "what is raised is not printed as well"
 
 
 async def test_what_a_node_needs_not_reach_it_cannot(bench: RbdBench) -> None:

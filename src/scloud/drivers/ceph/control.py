@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import rados
 
-from scloud.drivers.ceph.conf import CLIENT_OPTIONS
+from scloud.drivers.ceph.handle import new_handle
 from scloud.drivers.ceph.protocol import Access
 from scloud.drivers.ceph.target import check_target
 from scloud.model.errors import CloudError, ErrorKind, invalid
@@ -74,15 +74,10 @@ class Connection:
             "client mount timeout": str(int(CONNECT_S)),
             "rados mon op timeout": str(OPERATION_S),
             "rados osd op timeout": str(OPERATION_S),
-            **CLIENT_OPTIONS,
-            "log file": "",
-            "log to stderr": "false",
-            "err to stderr": "false",
-            "admin socket": "",
         }
         if not access.mon_host:
             raise invalid("mon_host", f"storage cluster {access.cluster} has no monitors yet")
-        handle = rados.Rados(name=self._entity, conf={key.replace(" ", "_"): value for key, value in options.items()})
+        handle = new_handle(self._entity, options)
         try:
             handle.connect()
             found = handle.get_fsid()

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import rados
 import rbd
 
+from scloud.drivers.ceph.handle import new_handle
 from scloud.drivers.storage import rbd_names as names
 from scloud.model.errors import CloudError, ErrorKind
 
@@ -27,19 +28,12 @@ THREADS = 8
 LONG_THREADS = 16
 """For what may take long, such as copying: so many disks are made at the same time."""
 OPTIONS = {
-    # Without these two a client stands still for 10-15 s when a primary OSD dies; with them 2 s.
-    "objecter_timeout": "1",
-    "objecter_tick_interval": "0.5",
     # Seconds. Above the time in which a cluster elects a monitor or finds out that an OSD is dead.
-    "client_mount_timeout": "10",
-    "rados_mon_op_timeout": "20",
-    "rados_osd_op_timeout": "30",
-    "log_file": "",
-    "log_to_stderr": "false",
-    "err_to_stderr": "false",
-    "admin_socket": "",
+    "client mount timeout": "10",
+    "rados mon op timeout": "20",
+    "rados osd op timeout": "30",
     # Clones of snapshots that are protected: known to every cluster, and what depends on what can be told.
-    "rbd_default_clone_format": "1",
+    "rbd default clone format": "1",
 }
 _KINDS = {
     errno.ENOENT: ErrorKind.NOT_FOUND,
@@ -89,8 +83,8 @@ class Session:
     """One connection to the cluster, with an I/O context for each pool and thread."""
 
     def __init__(self, access: ClusterAccess) -> None:
-        conf = {**OPTIONS, "mon_host": access.mon_host, "key": access.key}
-        self.rados: Any = rados.Rados(rados_id=access.user, conf=conf)
+        conf = {**OPTIONS, "mon host": access.mon_host, "key": access.key}
+        self.rados = new_handle(f"client.{access.user}", conf)
         self.rados.connect()
         self.address = _address(self.rados.get_addrs())
         self._local = threading.local()
