@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scloud.model.storage import OsdStatus, PoolSpec, StorageClusterSpec, StorageClusterStatus
+from scloud.model.storage import Device, OsdStatus, PoolSpec, StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph import auth, devices, tuning
 from scloud.reconcile.ceph.auth import Entity
 from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished
@@ -193,3 +193,34 @@ def test_what_recovers_gives_way_as_asked() -> None:
     )
     assert int(slow["osd", "osd_max_backfills"]) < int(fast["osd", "osd_max_backfills"])
     assert float(slow["osd", "osd_recovery_sleep_ssd"]) > float(fast["osd", "osd_recovery_sleep_ssd"])
+
+
+@pytest.mark.parametrize(
+    ("osds", "wanted"),
+    [
+        ("1", ("osd", 1)),
+        ("2", ("osd", 1)),
+        ("3", ("osd", 2)),
+        ("1 1", ("osd", 1)),
+        ("3 1", ("osd", 1)),
+        ("2 2", ("osd", 2)),
+        ("1 1 1", ("host", 2)),
+        ("2 2 2 2", ("host", 2)),
+    ],
+)
+def test_whoever_is_left_may_call_a_host_dead(osds: str, wanted: tuple[str, int]) -> None:
+    counts = [int(count) for count in osds.split()]
+    devices = [
+        Device(node=f"n{host}", path=f"/dev/{host}-{number}")
+        for host, count in enumerate(counts)
+        for number in range(count)
+    ]
+    assert tuning.reporters(devices) == wanted
+    level, enough = wanted
+    if len(counts) > 1:
+        left = len(counts) - 1 if level == "host" else min(counts)
+        assert enough <= left, "all others of any host can say that it is dead"
+    leaving = Device(node="n9", path="/dev/x", out=True)
+    assert tuning.reporters([*devices, leaving]) == wanted
+    spec = StorageClusterSpec(devices=tuple(devices))
+    assert tuning.settings(spec)["mon", "mon_osd_min_down_reporters"] == str(enough)

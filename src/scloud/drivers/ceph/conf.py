@@ -22,6 +22,9 @@ CLIENT_OPTIONS: Mapping[str, str] = {
     # Without these two a client stands still for 10-15 s when a primary OSD dies; with them 2 s.
     "objecter timeout": "1",
     "objecter tick interval": "0.5",
+    # Seconds. Whoever speaks to a monitor that is gone without a word learns of no new map until it notices: else 30.
+    "mon client ping interval": "2",
+    "mon client ping timeout": "6",
 }
 _COMMON = {
     # cephx is on by default only for whoever has a keyring.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scloud.model.storage import RecoveryProfile, StorageClusterSpec
+from scloud.model.storage import Device, RecoveryProfile, StorageClusterSpec
 from scloud.reconcile.ceph.commands import Command, mon
 from scloud.reconcile.ceph.view import View
 
@@ -18,11 +19,40 @@ _PACE: dict[RecoveryProfile, tuple[str, str, str, str]] = {
 }
 
 
+# How long others wait for a daemon that is gone without a word. Clients' writes wait with them.
+_PATIENCE: dict[tuple[str, str], str] = {
+    # Seconds in which changes of the maps are gathered. A dead primary takes two in a row: that it is dead, and that
+    # its successor is at work.
+    ("mon", "paxos_propose_interval"): "0.25",
+    # Seconds. No map changes until monitors have missed one of theirs for twice as long, and elected anew.
+    ("mon", "mon_lease"): "2",
+    # Seconds. Whoever spoke to a monitor that is gone learns of no new map until it has noticed: else 30.
+    ("global", "mon_client_ping_interval"): "2",
+    ("global", "mon_client_ping_timeout"): "6",
+}
+
+
+def reporters(devices: Iterable[Device]) -> tuple[str, int]:
+    """Who has to say of an OSD that hangs or is cut off that it is gone: so many different `host`s, or `osd`s.
+
+    Two hosts, so that one with a broken network calls nobody dead. With fewer than three hosts there are no two others:
+    then two OSDs, or the one that is left when all of the host that has the most are gone. Whom nobody may call dead,
+    clients wait for.
+    """
+    counts = Counter(device.node for device in devices if not device.out)
+    if len(counts) > 2:
+        return "host", 2
+    left = min(counts.values()) if len(counts) == 2 else counts.total() - 1
+    return "osd", max(1, min(2, left))
+
+
 def settings(spec: StorageClusterSpec) -> dict[tuple[str, str], str]:
     """(section, name) to value."""
     backfills, active, pause, priority = _PACE[spec.recovery_profile]
     deep = spec.deep_scrub_days * DAY
+    level, enough = reporters(spec.devices)
     return {
+        **_PATIENCE,
         ("osd", "osd_max_backfills"): backfills,
         ("osd", "osd_recovery_max_active"): active,
         ("osd", "osd_recovery_sleep_hdd"): pause,
@@ -33,6 +63,8 @@ def settings(spec: StorageClusterSpec) -> dict[tuple[str, str], str]:
         ("osd", "osd_scrub_end_hour"): str(spec.scrub_end_hour % 24),
         ("osd", "osd_deep_scrub_interval"): str(float(deep)),
         ("osd", "osd_scrub_max_interval"): str(float(max(deep, 2 * DAY))),
+        ("mon", "mon_osd_reporter_subtree_level"): level,
+        ("mon", "mon_osd_min_down_reporters"): str(enough),
         ("mon", "mon_warn_on_pool_no_redundancy"): "false",
         ("global", "osd_pool_default_pg_autoscale_mode"): "off",
         # Else the manager makes a pool of three copies for SMART data, never healthy on fewer than three hosts.
