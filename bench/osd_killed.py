@@ -81,13 +81,11 @@ class Lab:
         return next((self.root / "lab/nodes/n2/ceph").glob("*/ceph.conf"))
 
     def administrator(self) -> Any:
-        """With the key that a monitor's own key can read."""
+        """Not connected yet; with the key that a monitor's own key can read."""
         keyring = next((self.root / "lab/nodes/n1/ceph").glob("*/mon.n1/data/keyring"))
         with rados.Rados(name="mon.", conffile=str(self.conf), conf={"keyring": str(keyring)}) as monitor:
             key = answer(monitor.mon_command(json.dumps({"prefix": "auth print-key", "entity": "client.admin"}), b""))
-        made = rados.Rados(name="client.admin", conffile=str(self.conf), conf={"key": key["key"], "keyring": ""})
-        made.connect()
-        return made
+        return rados.Rados(name="client.admin", conffile=str(self.conf), conf={"key": key["key"], "keyring": ""})
 
 
 def until(check: Callable[[], bool], what: str) -> None:
