@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ import pytest
 from lab.cloud import Lab
 from lab.conftest import _folder
 from lab_ceph.storage import Storage
-from support.figures import Figures, noted
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,19 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(300))
-
-
-@pytest.fixture
-def figures(record_property: Callable[[str, object], None]) -> Figures:
-    return Figures(record_property)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    stats = terminalreporter.stats
-    if lines := noted([*stats.get("passed", []), *stats.get("failed", [])]):
-        terminalreporter.section("what the storage cluster measured")
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="package")
