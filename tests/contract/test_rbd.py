@@ -114,7 +114,7 @@ async def test_what_a_killed_agent_left_is_removed_by_the_next_and_by_no_other(b
 async def test_a_cluster_that_does_not_answer_is_said_to_be_away_and_comes_back(
     bench: RbdBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for option in ("rados_osd_op_timeout", "rados_mon_op_timeout", "client_mount_timeout"):
+    for option in ("rados osd op timeout", "rados mon op timeout", "client mount timeout"):
         monkeypatch.setitem(OPTIONS, option, "3")
     known, fresh = bench.driver(), bench.driver("nod-2", OTHER)
     await known.create("dsk-1", 8, None)
