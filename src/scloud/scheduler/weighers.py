@@ -14,11 +14,16 @@ SCATTER_WEIGHT = 0.5
 """One more VM of the same account weighs as much as half a node's load."""
 
 
-def promised(node: NodeSnapshot, request: Request) -> float:
-    """How full the node would be, 0..1: the worse of CPU and memory."""
-    cpu = (node.cpus_used + request.cpus) / node.cpus if node.cpus else 1.0
-    memory = (node.memory_used_mib + request.memory_mib) / node.memory_mib if node.memory_mib else 1.0
+def fullness(node: NodeSnapshot, cpus: int = 0, memory_mib: int = 0) -> float:
+    """How full a node is with so much more, 0..1: the worse of CPU and memory promised."""
+    cpu = (node.cpus_used + cpus) / node.cpus if node.cpus else 1.0
+    memory = (node.memory_used_mib + memory_mib) / node.memory_mib if node.memory_mib else 1.0
     return max(cpu, memory)
+
+
+def promised(node: NodeSnapshot, request: Request) -> float:
+    """How full the node would be."""
+    return fullness(node, request.cpus, request.memory_mib)
 
 
 def load(node: NodeSnapshot) -> float:

@@ -87,6 +87,29 @@ async def test_a_node_of_another_architecture_than_its_clusters_is_not_used(clou
     assert made["resource"]["spec"]["cluster"] == (await cloud.admin.get("/clusters/arms"))["id"]
 
 
+async def test_rebalancing_is_proposed_with_gains_and_changes_nothing(cloud: Cloud) -> None:
+    await cloud.node("n1", cpus=4)
+    await cloud.image()
+    for number in range(6):
+        await cloud.alice.create("vms", f"vm-{number}", image="micro", cpus=2)
+    await cloud.alice.create("vms", "here", image="micro", node="n1")
+    assert (await cloud.admin.get("/clusters/default/rebalance"))["moves"] == []
+    await cloud.node("n2", cpus=4)
+    before = cloud.dump()
+    found = await cloud.admin.get("/clusters/default/rebalance")
+    assert [(move["source"], move["target"]) for move in found["moves"]] == [("n1", "n2")] * 3
+    assert [move["gain"] for move in found["moves"]] == sorted((move["gain"] for move in found["moves"]), reverse=True)
+    assert found["moves"][0]["copy_mib"] == 10, "its disk is on its node"
+    assert found["nodes"] == [
+        {"node": "n1", "before": 0.812, "after": 0.438},
+        {"node": "n2", "before": 0.0, "after": 0.375},
+    ]
+    assert found["stays"] == {"may be on one node only": 1}
+    assert len((await cloud.admin.get("/clusters/default/rebalance", limit=1))["moves"]) == 1
+    await cloud.alice.fail("GET", "/clusters/default/rebalance", status=403, code="forbidden")
+    assert cloud.dump() == before
+
+
 async def test_fifty_creations_at_once_never_overbook(cloud: Cloud) -> None:
     """Room for 24 of 512 MiB: as many are made, the rest are told why not; no node has promised more than it has."""
     for name in ("n1", "n2", "n3"):

@@ -8,18 +8,30 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
-from scloud.api.context import AdminDep, Context, ContextDep, IdempotencyKey, accepted, begin, begin_and_end, write
+from scloud.api.context import (
+    AdminDep,
+    Context,
+    ContextDep,
+    IdempotencyKey,
+    accepted,
+    begin,
+    begin_and_end,
+    send,
+    write,
+)
 from scloud.api.intents import storage_pools
 from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
-from scloud.api.schemas import Accepted, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
+from scloud.api.schemas import Accepted, Answer, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
 from scloud.api.storage_schemas import NodePatch
 from scloud.controllers import finishing, serving
+from scloud.controllers.rebalancing import rebalancing
 from scloud.controllers.storage.members import forget_node
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import NodeStatus, Status
+from scloud.scheduler.weighers import fullness
 from scloud.store import nodes as usage
 from scloud.store import operations, tokens
 from scloud.store.database import Tx
@@ -190,6 +202,71 @@ async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, 
         return accepted(begin_and_end(tx, "cluster.update", row), row)
 
     return await write(context, admin, change)
+
+
+class MoveOut(Answer):
+    """`gain` is how much lower the VM's score is at `target` than at `source`; `copy_mib` lies in its node's storage."""
+
+    vm: str
+    name: str
+    account: str
+    source: str
+    target: str
+    gain: float
+    copy_mib: int
+
+
+class FullnessOut(Answer):
+    """How full a node is, 0 to 1: the fuller of CPUs and memory promised; now and after the moves."""
+
+    node: str
+    before: float
+    after: float
+
+
+class RebalanceOut(Answer):
+    """`stays` counts the VMs that are not to be moved, by the reason."""
+
+    moves: list[MoveOut]
+    nodes: list[FullnessOut]
+    stays: dict[str, int]
+
+
+@clusters.get("/{ref}/rebalance", response_model=RebalanceOut)
+async def rebalance(
+    ref: RefPath,
+    context: ContextDep,
+    _admin: AdminDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="moves at most")] = 20,
+) -> Response:
+    """Moves of VMs that would even out the cluster, the best first, each with what it gains. Nothing is moved."""
+    loads = context.manager.loads()
+
+    def read(tx: Tx) -> dict[str, Any]:
+        found = rebalancing(tx, get(tx, Kind.CLUSTER, ref, SYSTEM), loads, limit)
+        names = {node.id: node.name for node in found.nodes}
+        after = {node.id: fullness(node) for node in found.proposal.nodes}
+        return {
+            "moves": [
+                {
+                    "vm": move.vm.id,
+                    "name": move.vm.name,
+                    "account": move.vm.account,
+                    "source": names[move.vm.node],
+                    "target": names[move.target],
+                    "gain": round(move.gain, 3),
+                    "copy_mib": move.vm.disk_mib,
+                }
+                for move in found.proposal.moves
+            ],
+            "nodes": [
+                {"node": node.name, "before": round(fullness(node), 3), "after": round(after[node.id], 3)}
+                for node in found.nodes
+            ],
+            "stays": found.stays,
+        }
+
+    return send(await context.store.read(read))
 
 
 @clusters.delete("/{ref}", status_code=202, response_model=Accepted)
