@@ -5,8 +5,8 @@
 Three parts, each for growing clouds up to `--nodes` (with `--vms` in proportion):
 
 - *one by one*: a decision and its promise, each timed by itself. Requests differ in size, architecture, account,
-  placement group (over nodes or racks, hard or soft) and in which nodes reach their pools; loads change once a second's
-  worth of decisions, as heartbeats change them.
+  placement group (over nodes or racks, hard or soft), GPUs and in which nodes reach their pools; loads change once a
+  second's worth of decisions, as heartbeats change them.
 - *batches*: the same requests as fast as they go, 100 to a batch: decisions a second.
 - *explained*: the same decision by `plan.place`, with every node's reasons, as a dry run does it.
 
@@ -59,6 +59,8 @@ class World:
             request = replace(request, group_vms=self.rng.choice(self.groups), group_hard=hard, group_over=over)
         if self.rng.random() < 0.5:
             request = replace(request, reachable_from=self.rng.choice(self.pools))
+        if self.rng.random() < 0.1:
+            request = replace(request, gpus=self.rng.choice((1, 2)), gpu_model=self.rng.choice((None, "t4")))
         return request, account
 
     def loads(self) -> dict[str, Load]:
@@ -95,6 +97,7 @@ def build(nodes: int, vms: int) -> World:
             memory_used_mib=used[id][1],
             disk_used_mib=used[id][2],
             rack=f"r{number // 10}",
+            gpus={"t4": 4} if number % 20 == 0 else {},
         )
         for number, id in enumerate(ids)
     ]

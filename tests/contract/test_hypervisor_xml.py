@@ -57,6 +57,9 @@ nics = st.builds(
 )
 
 
+pci = st.sampled_from(["0000:3b:00.0", "0000:3b:00.1", "00ff:fe:1f.7", "0001:00:00.0"])
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> DomainSpec:
     max_cpus = draw(st.integers(1, MAX_CPUS))
@@ -72,6 +75,7 @@ def specs(draw: st.DrawFn) -> DomainSpec:
         nics=tuple(draw(st.lists(nics, max_size=6, unique_by=lambda nic: nic.nic))),
         console_log=draw(paths),
         console_socket=Path("/run/scloud/console.sock"),
+        gpus=tuple(draw(st.lists(pci, max_size=3, unique=True))),
     )
 
 
@@ -98,6 +102,9 @@ def test_what_is_written_can_be_read_back(spec: DomainSpec, modes: list[DiskMode
     xml = domain_xml(spec, modes[: len(spec.disks)], accelerator)
     check_view(spec, xml)
     root = ET.fromstring(xml)
+    found = [element.attrib for element in root.findall("devices/hostdev[@managed='yes']/source/address")]
+    parts = [[at[key][2:] for key in ("domain", "bus", "slot", "function")] for at in found]
+    assert ["{}:{}:{}.{}".format(*part) for part in parts] == list(spec.gpus)
     assert root.findtext("title") == spec.name
     for element, disk in zip(root.findall("devices/disk"), ordered_disks(spec.disks), strict=True):
         assert element.find("driver").attrib["type"] == "raw"  # type: ignore[union-attr]

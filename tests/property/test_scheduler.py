@@ -12,16 +12,9 @@ from scloud.scheduler.load import Load, smooth
 from scloud.scheduler.plan import place
 from scloud.scheduler.snapshot import NodeSnapshot, Request
 
-FRACTIONS = st.floats(0, 1)
-LOADS = st.builds(
-    Load,
-    cpu=FRACTIONS,
-    memory=FRACTIONS,
-    disk=FRACTIONS,
-    network=FRACTIONS,
-    storage=FRACTIONS,
-    storage_ms=st.floats(0, 200),
-)
+FRACTIONS = st.integers(0, 8).map(lambda eighths: eighths / 8)
+LOADS = st.builds(Load, cpu=FRACTIONS, network=FRACTIONS, storage_ms=st.sampled_from([0.0, 3.3, 70.0]))
+GPUS: list[dict[str, int]] = [{}, {}, {"t4": 2}, {"t4": 1, "v100": 3}]
 ARCHITECTURES = st.sampled_from(["x86_64", "x86_64", "x86_64", "aarch64"])
 
 
@@ -44,6 +37,7 @@ def clouds(draw: st.DrawFn) -> list[NodeSnapshot]:
                 memory_used_mib=draw(st.integers(0, memory)),
                 disk_used_mib=draw(st.integers(0, disk)),
                 load=draw(LOADS),
+                gpus=draw(st.sampled_from(GPUS)),
                 rack=draw(st.sampled_from(["", "r1", "r2", "r3"])),
             )
         )
@@ -61,6 +55,8 @@ REQUESTS = st.builds(
     account_vms=COUNTS,
     group_vms=COUNTS,
     group_hard=st.booleans(),
+    gpus=st.sampled_from([0, 0, 0, 1, 2]),
+    gpu_model=st.none() | st.sampled_from(["t4", "v100", "k80"]),
     group_over=st.sampled_from(["node", "rack"]),
     reachable_from=st.none() | st.frozensets(st.sampled_from([f"nod-{number}" for number in range(6)])),
 )
@@ -75,6 +71,14 @@ def near(nodes: list[NodeSnapshot], node: NodeSnapshot, request: Request) -> boo
     if request.group_over == "node":
         return bool(request.group_vms.get(node.id))
     return not node.rack or any(request.group_vms.get(other.id) for other in nodes if other.rack == node.rack)
+
+
+def enough_gpus(node: NodeSnapshot, request: Request) -> bool:
+    return any(number >= request.gpus for name, number in {**node.gpus, "": 0}.items() if _is(name, request))
+
+
+def _is(name: str, request: Request) -> bool:
+    return request.gpu_model in (None, name) or not request.gpus
 
 
 @given(clouds(), REQUESTS)
@@ -114,6 +118,7 @@ def test_a_node_is_refused_for_a_true_reason_only(nodes: list[NodeSnapshot], req
             and node.memory_mib - node.memory_used_mib >= request.memory_mib
             and node.disk_mib - node.disk_used_mib >= request.disk_mib
             and (request.reachable_from is None or node.id in request.reachable_from)
+            and enough_gpus(node, request)
             and not (request.group_hard and near(nodes, node, request))
         )
         assert candidate.fits == fits

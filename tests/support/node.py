@@ -12,6 +12,7 @@ from scloud.link.digest import digest_of
 from scloud.link.memory import Conditions, MemoryListener
 from scloud.model.desired import DesiredDisk, DesiredObject, DesiredPort, DesiredStore, DesiredVm, key_of
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.gpus import Gpu
 from scloud.model.observed import NodeFacts, NodeLoad, Observed, VmFigures
 from scloud.model.statuses import Accelerator, Capacity
 from scloud.model.wire import (
@@ -53,10 +54,12 @@ class ScriptedNode:
         disk_mib: int = 102400,
         tunnel_ip: str = "192.0.2.1",
         architecture: str = "x86_64",
+        gpus: tuple[Gpu, ...] = (),
     ) -> None:
         self.id, self.name = id, name
         self._listener = listener
         self.conditions = Conditions()
+        self.gpus = gpus
         self.capacity = Capacity(cpus=cpus, memory_mib=memory_mib, disk_mib=disk_mib)
         self.tunnel_ip, self.architecture = tunnel_ip, architecture
         self.load = NodeLoad()
@@ -135,6 +138,7 @@ class ScriptedNode:
             agent_version="test",
             datapath="fake",
             boot_id="boot-1",
+            gpus=self.gpus,
         )
 
     async def _run(self, channel: Channel) -> None:

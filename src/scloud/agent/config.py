@@ -38,6 +38,8 @@ class AgentConfig(Value):
     datapath: Literal["system", "netdev"] = "netdev"
     mtu: Annotated[int, Field(ge=576, le=9000)] = 1500 - VXLAN_OVERHEAD
     """Bytes of IP that a guest may send in one packet: the underlay's MTU less VXLAN_OVERHEAD."""
+    gpus: bool = True
+    """Whether this node offers its host's GPUs. Not where nodes share a host: each would offer the same ones."""
     supervisor: Literal["process", "systemd"] = "process"
     namespaces: tuple[Path, ...] = ()
     """Pinned namespaces the node lives in; a supervisor that starts processes from outside enters them first."""

@@ -27,6 +27,7 @@ from scloud.agent.daemon import Daemon, Drivers, Surroundings
 from scloud.agent.engines import EngineEvent, Engines
 from scloud.agent.enroll import CA, CERTIFICATE, KEY, address_of
 from scloud.agent.figures import capacity
+from scloud.agent.gpus import find_gpus
 from scloud.agent.hostload import ProcLoad
 from scloud.agent.images import ImageCache
 from scloud.agent.journal import FileJournal
@@ -170,6 +171,7 @@ async def node_facts(config: AgentConfig, accelerator: Accelerator, storage: Loc
         agent_version=__version__,
         datapath=config.datapath,
         boot_id=boot_id(),
+        gpus=find_gpus() if config.gpus else (),
     )
 
 

@@ -292,6 +292,7 @@ class Vms:
                 nics=tuple(self._device(nic) for nic in desired.nics),
                 console_log=self._settings.log_of(vm),
                 console_socket=self._settings.socket_of(vm),
+                gpus=desired.gpus,
             )
             self._usage.about_to(vm, disks, desired.nics)
             self._uncertain.add(vm)

@@ -178,6 +178,11 @@ class VmAsk(Value):
     user_data: UserData = ""
     node: Ref | None = None
     placement_group: Ref | None = None
+    gpus: Annotated[int, Field(strict=True, ge=0, le=4, description="of its node's, passed through; see docs")] = 0
+    gpu_model: (
+        Annotated[str, StringConstraints(pattern=worded(r"^[a-z0-9:-]{1,32}$", "a model such as t4 or 10de:1eb8"))]
+        | None
+    ) = None
     power: Literal["on", "off"] = "on"
     restart_limit: Annotated[int, Field(strict=True, ge=0, le=100)] = 5
 

@@ -200,6 +200,10 @@ def _schedulable(resource: Resource) -> str:
     return "cordoned" if at(resource, "spec.cordoned") else ""
 
 
+def _gpu(gpu: Resource) -> str:
+    return f"{gpu['model']} at {gpu['address']}" + (f": {gpu['reason']}" if gpu.get("reason") else "")
+
+
 def _over(group: Resource) -> str:
     return f"{at(group, 'spec.over') or 'node'}s"
 
@@ -220,6 +224,7 @@ VM = look_of(
         Column("Image", named(names, "images", "spec.image")),
         Column("Keypairs", named(names, "keypairs", "spec.keypairs")),
         Column("Placement group", named(names, "placement-groups", "spec.placement_group")),
+        Column("GPUs", lambda vm: ", ".join(_gpu(gpu) for gpu in at(vm, "status.gpus") or ())),
         Column("Only on node", named(names, "nodes", "spec.node")),
         Column("Wanted power", text("spec.power")),
         Column("Unexpected restarts", lambda vm: str(at(vm, "status.restarts") or "")),
@@ -390,6 +395,7 @@ _NODE = look_of(
         Column("Capacity", _capacity),
         Column("Promised", _promised),
         Column("Load", _load),
+        Column("GPUs", lambda node: "\n".join(_gpu(gpu) for gpu in at(node, "status.gpus") or ())),
         Column("Accelerator", _accelerator),
         Column("Datapath", text("status.datapath")),
         Column("Agent", text("status.agent_version")),

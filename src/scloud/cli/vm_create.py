@@ -117,6 +117,14 @@ def create(
             "--placement-group", metavar="GROUP", help="Keep apart from this group's VMs.", rich_help_panel=_PLACE
         ),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, max=4, help="GPUs passed through: 1, 2 or 4.", rich_help_panel=_PLACE),
+    ] = None,
+    gpu_model: Annotated[
+        str | None,
+        typer.Option("--gpu-model", metavar="MODEL", help="Such as t4.", show_default="any", rich_help_panel=_PLACE),
+    ] = None,
     count: Annotated[int, typer.Option("--count", min=1, max=100, help="How many.", rich_help_panel=_PLACE)] = 1,
     dry_run: Annotated[
         bool,
@@ -137,6 +145,8 @@ def create(
         user_data=None if user_data is None else _read(user_data),
         node=node,
         placement_group=placement_group,
+        gpus=gpus,
+        gpu_model=gpu_model,
     )
     if count > 1 and (disk or ip or nic):
         raise typer.BadParameter("--disk, --ip and --nic are for one VM and do not go with --count")
@@ -227,6 +237,7 @@ def _print_placement(plan: Resource, output: Output) -> None:
 _PARTS = {
     "promised": "promised to VMs",
     "load": "load",
+    "gpu": "GPUs kept for others",
     "group": "others of its group",
     "account": "your other VMs",
 }

@@ -70,6 +70,8 @@ _VM: Fields = {
     "spec.user_data": Field.LINES,
     "spec.node": T,
     "spec.placement_group": T,
+    "spec.gpus": N,
+    "spec.gpu_model": T,
 }
 
 

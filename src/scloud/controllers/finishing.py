@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scloud.controllers import serving
+from scloud.controllers import gpus, serving
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import Kind, State
@@ -54,7 +54,10 @@ def release_vm(tx: Tx, vm: Resource) -> Resource:
         return vm
     spec = vm.spec_as(VmSpec)
     nodes.promise(tx, vm.node, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
-    return save(tx, vm, node=None)
+    if not spec.gpus:
+        return save(tx, vm, node=None)
+    gpus.give_back(tx, vm.id, vm.node)
+    return save(tx, vm, node=None, status=vm.status_as(VmStatus).model_copy(update={"gpus": ()}))
 
 
 def finish_vm_deletion(tx: Tx, vm: Resource) -> bool:

@@ -34,6 +34,7 @@ def arrived(tx: Tx, node: str, facts: NodeFacts) -> None:
             "accelerator": facts.accelerator,
             "agent_version": facts.agent_version,
             "datapath": facts.datapath,
+            "gpus": facts.gpus,
             "last_seen": tx.now,
         }
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from scloud.controllers import finishing, serving
+from scloud.controllers import finishing, gpus, serving
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
@@ -56,7 +56,8 @@ def read_nodes(tx: Tx) -> tuple[NodeSnapshot, ...]:
     """All nodes without what they have promised."""
     clusters = {row.id: row.spec_as(ClusterSpec) for row in all_of(tx, Kind.CLUSTER)}
     return tuple(
-        node_of(row, clusters.get(row.spec_as(NodeSpec).cluster, ClusterSpec())) for row in all_of(tx, Kind.NODE)
+        replace(node_of(row, clusters.get(row.spec_as(NodeSpec).cluster, ClusterSpec())), gpus=gpus.counts(tx, row))
+        for row in all_of(tx, Kind.NODE)
     )
 
 
@@ -145,6 +146,8 @@ def request_for(
         group_hard=spec.placement_group is not None and group.policy == "hard",
         group_over=group.over,
         reachable_from=reachable_from(tx, pools),
+        gpus=spec.gpus,
+        gpu_model=spec.gpu_model,
     )
 
 
@@ -240,7 +243,9 @@ def settle(tx: Tx, vm: Resource, home: Home, disks: list[Resource], nics: list[R
     node, node_name = home.node, home.name
     status = vm.status_as(VmStatus)
     state = State.CREATING if status.observed_generation == 0 else State.STARTING
-    placed = save(tx, vm, node=node, status=status.model_copy(update={"state": state, "reason": "", "node": node_name}))
+    taken = gpus.take(tx, vm.id, node, vm.spec_as(VmSpec))
+    update = {"state": state, "reason": "", "node": node_name, "gpus": taken}
+    placed = save(tx, vm, node=node, status=status.model_copy(update=update))
     for disk in disks:
         if disk.spec_as(DiskSpec).pool is not None:
             serving.to_vm(tx, disk, placed)

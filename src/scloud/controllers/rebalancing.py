@@ -39,9 +39,9 @@ def placed(tx: Tx) -> list[Placed]:
     """Every VM that has a node."""
     disks: dict[str, list[DiskSpec]] = {}
     for row in all_of(tx, Kind.DISK):
-        spec = row.spec_as(DiskSpec)
-        if spec.vm is not None:
-            disks.setdefault(spec.vm, []).append(spec)
+        disk = row.spec_as(DiskSpec)
+        if disk.vm is not None:
+            disks.setdefault(disk.vm, []).append(disk)
     images = {row.id: row.spec_as(ImageSpec).architecture for row in all_of(tx, Kind.IMAGE)}
     groups = {row.id: row.spec_as(PlacementGroupSpec) for row in all_of(tx, Kind.PLACEMENT_GROUP)}
     reaches: dict[frozenset[str], frozenset[str] | None] = {}
@@ -50,7 +50,7 @@ def placed(tx: Tx) -> list[Placed]:
         if row.node is None:
             continue
         spec, own = row.spec_as(VmSpec), disks.get(row.id, [])
-        pools = frozenset(disk.pool for disk in own if disk.pool is not None)
+        pools = frozenset(item.pool for item in own if item.pool is not None)
         if pools not in reaches:
             reaches[pools] = placement.reachable_from(tx, pools)
         group = groups.get(spec.placement_group or "", PlacementGroupSpec())
@@ -62,7 +62,7 @@ def placed(tx: Tx) -> list[Placed]:
                 node=row.node,
                 cpus=spec.cpus,
                 memory_mib=spec.memory_mib,
-                disk_mib=sum(disk.size_mib for disk in own if disk.pool is None),
+                disk_mib=sum(item.size_mib for item in own if item.pool is None),
                 architecture=images.get(spec.image, "x86_64"),
                 group=spec.placement_group,
                 group_hard=spec.placement_group is not None and group.policy == "hard",
@@ -78,6 +78,8 @@ def _stays(row: Resource, spec: VmSpec) -> str:
     """Why a VM is not to be moved, if it is not."""
     if spec.node is not None:
         return "may be on one node only"
+    if spec.gpus:
+        return "have GPUs, and devices of a host cannot be moved"
     if row.state not in SETTLED:
         return f"is {row.state}"
     return ""

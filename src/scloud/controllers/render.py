@@ -17,6 +17,7 @@ from scloud.model.desired import (
 )
 from scloud.model.kinds import State
 from scloud.model.specs import DiskSpec, NicSpec, SecurityGroupSpec, SubnetSpec, VmSpec, VpcSpec
+from scloud.model.statuses import VmStatus
 from scloud.store.resources import Resource
 
 
@@ -54,6 +55,7 @@ def vm(row: Resource, disks: Sequence[tuple[str, bool]], nics: Sequence[str]) ->
         nics=tuple(sorted(nics)),
         keys=spec.public_keys,
         user_data=spec.user_data,
+        gpus=tuple(one for gpu in row.status_as(VmStatus).gpus for one in (gpu.address, *gpu.companions)),
     )
 
 

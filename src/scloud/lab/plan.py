@@ -91,6 +91,7 @@ class LabPlan(Value):
             tunnel_ip=address,
             underlay=Underlay(device="eth0", address=address, prefix=UNDERLAY.prefixlen),
             datapath="netdev",
+            gpus=False,
         )
 
     def save(self) -> None:

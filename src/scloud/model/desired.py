@@ -177,6 +177,8 @@ class DesiredVm(Value):
     nics: tuple[str, ...]
     keys: tuple[str, ...] = ()
     user_data: str = ""
+    gpus: tuple[str, ...] = ()
+    """PCI addresses of all functions that are passed through."""
 
 
 DesiredObject = Annotated[

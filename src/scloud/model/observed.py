@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from scloud.model.base import Value
+from scloud.model.gpus import Gpu
 from scloud.model.statuses import Accelerator, Capacity
 
 
@@ -21,6 +22,7 @@ class NodeFacts(Value):
     datapath: str
     boot_id: str
     storage_ip: str = ""
+    gpus: tuple[Gpu, ...] = ()
 
 
 class NodeLoad(Value):

@@ -215,6 +215,9 @@ class VmSpec(Value):
     power: Literal["on", "off"] = "on"
     node: Id | None = Field(default=None, description="the only node it may be placed on")
     placement_group: Id | None = None
+    gpus: int = 0
+    """Of its node's, passed through; `gpu_model` None takes any."""
+    gpu_model: str | None = None
     keypairs: tuple[Id, ...] = ()
     public_keys: tuple[str, ...] = ()
     """The keypairs' texts at the time of creation: deleting a keypair does not lock anyone out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from scloud.model.base import Value
+from scloud.model.gpus import Gpu
 from scloud.model.kinds import State
 
 
@@ -39,6 +40,7 @@ class NodeStatus(Status):
     accelerator: Accelerator | None = None
     agent_version: str = ""
     datapath: str = ""
+    gpus: tuple[Gpu, ...] = ()
     last_seen: float | None = None
 
 
@@ -50,6 +52,8 @@ class VmStatus(Status):
     """What the running guest has; differs from the spec until a change takes effect."""
     restarts: int = 0
     observed_generation: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    """Of its node, its alone until it leaves the node."""
 
 
 class DiskStatus(Status):

@@ -73,6 +73,14 @@ def reaches_pools(node: NodeSnapshot, request: Request) -> str | None:
     return None
 
 
+def gpus(node: NodeSnapshot, request: Request) -> str | None:
+    free = node.free_gpus(request.gpu_model)
+    if request.gpus > free:
+        kind = f" of model {request.gpu_model}" if request.gpu_model else " of one model"
+        return f"has too few GPUs{kind} free ({free}, {request.gpus} asked for)"
+    return None
+
+
 FILTERS: tuple[Filter, ...] = (
-    *(pinned, alive, not_cordoned, architecture, reaches_pools, cpus, memory, disk, anti_affinity),
+    *(pinned, alive, not_cordoned, architecture, reaches_pools, cpus, memory, disk, gpus, anti_affinity),
 )

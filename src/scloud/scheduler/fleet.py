@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scloud.scheduler.filters import FILTERS
 from scloud.scheduler.load import IDLE, Load
 from scloud.scheduler.snapshot import NodeSnapshot, Request, counted
-from scloud.scheduler.weighers import GROUP_WEIGHT, LOAD_WEIGHT, SCATTER_WEIGHT, WITHIN_RACK_WEIGHT
+from scloud.scheduler.weighers import GPU_WEIGHT, GROUP_WEIGHT, LOAD_WEIGHT, SCATTER_WEIGHT, WITHIN_RACK_WEIGHT
 
 Column = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -36,6 +36,8 @@ class Size:
     memory_mib: int
     disk_mib: int
     architecture: str
+    gpus: int
+    gpu_model: str | None
 
 
 @dataclass(slots=True)
@@ -69,6 +71,11 @@ class Fleet:
         self._memory_used = self._column(node.memory_used_mib for node in self._nodes)
         self._disk_used = self._column(node.disk_used_mib for node in self._nodes)
         self._pressure = self._column(node.load.pressure for node in self._nodes)
+        self._gpus = {
+            model: self._column(node.free_gpus(model) for node in self._nodes)
+            for model in (None, *sorted({model for node in self._nodes for model in node.gpus}))
+        }
+        self._spared = np.where(self._gpus[None] > 0, GPU_WEIGHT, 0.0)
         self._loads: Mapping[str, Load] | None = None
         self._sizes: dict[Size, Scores] = {}
         self._changes: list[int] = []
@@ -144,7 +151,9 @@ class Fleet:
             return None
         if request.node is not None:
             return self._only(request)
-        size = Size(request.cpus, request.memory_mib, request.disk_mib, request.architecture)
+        size = Size(
+            request.cpus, request.memory_mib, request.disk_mib, request.architecture, request.gpus, request.gpu_model
+        )
         scores = self._scores(size)
         if request.group_vms or request.group_hard:
             scores = scores + self._group(request)
@@ -181,7 +190,14 @@ class Fleet:
             full = np.maximum(
                 np.where(has_cpus > 0, cpus / has_cpus, 1.0), np.where(has_memory > 0, memory / has_memory, 1.0)
             )
-        return np.where(fits, full + LOAD_WEIGHT * self._pressure[numbers], np.inf)
+        score = full + LOAD_WEIGHT * self._pressure[numbers]
+        if not size.gpus:
+            score += self._spared[numbers]
+        elif size.gpu_model in self._gpus:
+            fits &= self._gpus[size.gpu_model][numbers] >= size.gpus
+        else:
+            fits[:] = False
+        return np.where(fits, score, np.inf)
 
     def _group(self, request: Request) -> Column:
         """What the other members of its group cost; infinite where a hard group forbids it."""

@@ -27,6 +27,12 @@ class NodeSnapshot:
     load: Load = IDLE
     reason: str = ""
     rack: str = ""
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """How many of each model nobody has."""
+
+    def free_gpus(self, model: str | None = None) -> int:
+        """Of a model, or, if None, of the model of which there are most: a VM's GPUs are all of one."""
+        return max(self.gpus.values(), default=0) if model is None else self.gpus.get(model, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Request:
     group_over: Literal["node", "rack"] = "node"
     group_racks: Mapping[str, int] = field(default_factory=dict)
     reachable_from: frozenset[str] | None = None
+    gpus: int = 0
+    gpu_model: str | None = None
 
     def members_near(self, node: NodeSnapshot) -> int:
         """How many of its group would fail together with a VM on this node; a node without a rack stands alone."""

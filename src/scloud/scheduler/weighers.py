@@ -10,6 +10,8 @@ GROUP_WEIGHT = 100.0
 """One more member of the placement group in the same node, or rack, outweighs everything else."""
 WITHIN_RACK_WEIGHT = 10.0
 """Of a group that is spread over racks: members of one rack are still on different nodes where they can be."""
+GPU_WEIGHT = 0.25
+"""A node with free GPUs is as bad, for a VM that wants none, as one that is a quarter fuller."""
 SCATTER_WEIGHT = 0.5
 """One more VM of the same account weighs as much as half a node's load."""
 
@@ -31,6 +33,11 @@ def load(node: NodeSnapshot) -> float:
     return LOAD_WEIGHT * node.load.pressure
 
 
+def spared(node: NodeSnapshot, request: Request) -> float:
+    """Nodes with free GPUs are kept for VMs that ask for some."""
+    return GPU_WEIGHT if not request.gpus and node.free_gpus() else 0.0
+
+
 def group(node: NodeSnapshot, request: Request) -> float:
     near = GROUP_WEIGHT * request.members_near(node)
     return near + WITHIN_RACK_WEIGHT * request.group_vms.get(node.id, 0) if request.group_over == "rack" else near
@@ -45,6 +52,7 @@ def parts(node: NodeSnapshot, request: Request) -> dict[str, float]:
     return {
         "promised": promised(node, request),
         "load": load(node),
+        "gpu": spared(node, request),
         "group": group(node, request),
         "account": scatter(node, request),
     }

@@ -409,5 +409,10 @@ def claim_value(tx: Tx, scope: str, value: str, owner: str) -> bool:
     return bool(tx.conn.execute(_CLAIM_OWNER, given).scalar() == owner)
 
 
+def unclaim(tx: Tx, scope: str, owner: str) -> int:
+    """Give back all values of a scope that the owner has; how many they were."""
+    return tx.conn.execute(delete(claim).where(claim.c.scope == scope, claim.c.owner == owner)).rowcount
+
+
 def claimed(tx: Tx, scope: str) -> set[str]:
     return {row.value for row in tx.conn.execute(select(claim.c.value).where(claim.c.scope == scope))}

@@ -99,7 +99,7 @@ def test_every_kind_of_load_counts() -> None:
 def test_a_score_is_the_sum_of_the_parts_that_are_told() -> None:
     ask = replace(ASK, account_vms={"nod-1": 2}, group_vms={"nod-1": 1})
     [candidate] = place([replace(ONE, load=Load(cpu=0.5))], ask).candidates
-    assert candidate.parts == {"promised": 0.125, "load": 0.25, "group": 100.0, "account": 1.0}
+    assert candidate.parts == {"promised": 0.125, "load": 0.25, "gpu": 0.0, "group": 100.0, "account": 1.0}
     assert candidate.score == sum(candidate.parts.values())
 
 

@@ -10,8 +10,9 @@ from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_ima
 from scloud.api.intents.disks import find_type, refuse_lost, size_of, usable
 from scloud.api.intents.networks import groups_for, make_nic
 from scloud.api.schemas import NicAsk, VmAsk, VmCreate
-from scloud.controllers import finishing, placement, serving, snapshots
+from scloud.controllers import finishing, gpus, placement, serving, snapshots
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.gpus import refusal
 from scloud.model.kinds import PREFIX, Kind, State
 from scloud.model.specs import DiskSpec, ImageSpec, KeypairSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
@@ -47,6 +48,10 @@ def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
     image = resolve_image(tx, "spec.image", ask.image, account)
     keys = [resolve(tx, "spec.keypairs", Kind.KEYPAIR, ref, account) for ref in ask.keypairs]
     group = ask.placement_group
+    if (wrong := refusal(ask.gpus, ask.cpus, ask.memory_mib)) is not None:
+        raise invalid("spec.gpus", wrong)
+    if ask.gpu_model is not None and not ask.gpus:
+        raise invalid("spec.gpu_model", "goes with gpus, which says how many")
     spec = VmSpec(
         image=image.id,
         cpus=ask.cpus,
@@ -58,6 +63,8 @@ def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
         public_keys=tuple(row.spec_as(KeypairSpec).public_key for row in keys),
         user_data=ask.user_data,
         restart_limit=ask.restart_limit,
+        gpus=ask.gpus,
+        gpu_model=ask.gpu_model,
     )
     return spec, image
 
@@ -102,7 +109,8 @@ def _create(
     vm = Owner(id, account, name, home)
     addresses = tuple(_take_or_make_nic(tx, vm, number, nic) for number, nic in enumerate(ask.nics))
     reason = "" if home else "waiting for a node"
-    status = VmStatus(state=vm.state, reason=reason, addresses=addresses, node=vm.node_name)
+    taken = gpus.take(tx, id, vm.node, spec) if vm.node is not None else ()
+    status = VmStatus(state=vm.state, reason=reason, addresses=addresses, node=vm.node_name, gpus=taken)
     row = create(tx, Kind.VM, account, name, spec, status, id=id, node=vm.node)
     uses = [(id, image.id, "image")]
     if spec.placement_group:
@@ -226,6 +234,8 @@ def resize(tx: Tx, account: str, ref: str, cpus: int | None, memory_mib: int | N
         raise invalid("cpus", "give cpus, memory_mib or both")
     spec = vm.spec_as(VmSpec)
     new_cpus, new_memory = cpus or spec.cpus, memory_mib or spec.memory_mib
+    if (wrong := refusal(spec.gpus, new_cpus, new_memory)) is not None:
+        raise invalid("cpus", f"its {spec.gpus} GPUs {wrong}")
     more_cpus, more_memory = new_cpus - spec.cpus, new_memory - spec.memory_mib
     if vm.node is None:
         row = save(tx, vm, spec=spec.model_copy(update={"cpus": new_cpus, "memory_mib": new_memory}))

@@ -205,7 +205,7 @@ async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, 
 
 
 class MoveOut(Answer):
-    """`gain` is how much lower the VM's score is at `target` than at `source`; `copy_mib` lies in its node's storage."""
+    """`gain` is how much lower the VM's score is at `target` than at `source`; `copy_mib` is on its node itself."""
 
     vm: str
     name: str

@@ -32,6 +32,7 @@ _SOCKET_PATH_BYTES = 107
 _TCG_CACHE_MIB = 128
 """QEMU would take up to 1 GiB of translated code for each emulated guest."""
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PCI = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 _TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 Accelerated = Literal["kvm", "tcg"]
@@ -158,6 +159,22 @@ def nic_element(nic: NicDevice) -> ET.Element:
     return element
 
 
+def host_device_element(address: str) -> ET.Element:
+    """A PCI device of the host. libvirt takes it from its driver for as long as the domain runs, and gives it back."""
+    domain, bus, slot, function = _pci(address)
+    element = ET.Element("hostdev", {"mode": "subsystem", "type": "pci", "managed": "yes"})
+    source = _child(element, "source")
+    _child(source, "address", domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
+    return element
+
+
+def _pci(address: str) -> tuple[str, str, str, str]:
+    match = _PCI.fullmatch(address)
+    if match is None:
+        raise invalid("gpus", f"a PCI address is such as 0000:3b:00.0, not {address!r}")
+    return match[1], match[2], match[3], match[4]
+
+
 def dimm_element(size_mib: int) -> ET.Element:
     """A DIMM to plug into the guest's only NUMA cell."""
     element = ET.Element("memory", {"model": "dimm"})
@@ -204,6 +221,8 @@ def domain_xml(spec: DomainSpec, modes: Sequence[DiskMode], accelerator: Acceler
         devices.append(disk_element(disk, mode, target_name(index), boot_order[disk.disk]))
     for nic in spec.nics:
         devices.append(nic_element(nic))
+    for address in spec.gpus:
+        devices.append(host_device_element(address))
     serial = _child(devices, "serial", type="unix")
     _child(serial, "source", mode="bind", path=str(spec.console_socket))
     _child(serial, "log", file=str(spec.console_log), append="on")
@@ -227,6 +246,10 @@ def check_spec(spec: DomainSpec) -> None:
             check_item(field, item)
         if len(set(items)) != len(items):
             raise invalid(field, "each may be given once")
+    for address in spec.gpus:
+        _pci(address)
+    if len(set(spec.gpus)) != len(spec.gpus):
+        raise invalid("gpus", "each may be given once")
     if len(str(spec.console_socket).encode()) > _SOCKET_PATH_BYTES:
         raise invalid("console_socket", f"a UNIX socket's path has at most {_SOCKET_PATH_BYTES} bytes")
     for field, text in (

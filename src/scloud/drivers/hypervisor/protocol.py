@@ -50,6 +50,8 @@ class DomainSpec(Value):
     console_log: Path
     console_socket: Path
     """A UNIX socket on which QEMU listens with the guest's serial port, one client at a time."""
+    gpus: tuple[str, ...] = ()
+    """PCI addresses of host devices to pass through, such as 0000:3b:00.0."""
 
 
 class DomainFacts(Value):
