@@ -67,6 +67,16 @@ async def test_a_half_made_osd_is_made_anew_and_a_whole_one_is_kept(bench: Bench
     await bench.ask("osd pool create", pool="p", pg_num=1, pgp_num=1, size=1, yes_i_really_mean_it=True)
     await bench.ask("config-key set", b"x", key="scloud/x")
 
+    # its device vanishes, and comes back
+    aside = Path(osd.path).rename(Path(osd.path).with_suffix(".aside"))
+    await host.kill(f"osd.{folder.osd_number()}")
+    with pytest.raises(CloudError, match=f"{osd.path} of osd.0 is gone: bring it back, or forget it") as vanished:
+        await bench_ensure(bench, osd)
+    assert vanished.value.kind is ErrorKind.NOT_FOUND
+    aside.rename(osd.path)
+    await bench_ensure(bench, osd)
+    await bench.healthy()
+
     # all that says it is made is lost, with the OSD whole on its device: it is taken as it is
     await host.daemons.ensure(bench.change("n1", bench.stores["n1"].daemons[0]))
     made = (folder.data / "fsid").read_text()

@@ -48,6 +48,8 @@ class FakeCeph:
         self.moving = 0
         self.full = 0.1
         self.silent = False
+        self.broken: set[str] = set()
+        """Paths of devices on which no OSD can be made."""
         self.dead: set[str] = set()
         """Uuids of OSDs that do not run."""
         self.checks: dict[str, Any] = {}
@@ -90,7 +92,8 @@ class FakeCeph:
                     running.add(daemon.name)
                     self.auth.setdefault("client.admin", {"key": store.admin_key, "caps": {"mon": "allow *"}})
                 known = self.auth.get("client.bootstrap-osd", {}).get("key")
-                if isinstance(daemon, OsdDaemon) and not daemon.absent and known == store.bootstrap_key:
+                fit = isinstance(daemon, OsdDaemon) and not daemon.absent and daemon.path not in self.broken
+                if isinstance(daemon, OsdDaemon) and fit and known == store.bootstrap_key:
                     wanted[daemon.uuid] = daemon
         self.removed &= running
         if not self.monitors or len(self.monitors & running) > len(self.monitors) // 2:

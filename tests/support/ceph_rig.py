@@ -1,4 +1,6 @@
-"""A private Ceph cluster for tests: one monitor, one manager and three OSDs in sparse files, on loopback, in ~9 s."""
+"""A private Ceph cluster for tests: one monitor, one manager and three OSDs in sparse files, on loopback, in ~9 s.
+
+`places` puts each OSD somewhere in the CRUSH tree, so that one machine has many hosts and racks."""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,7 @@ mon election timeout = 1
 mon probe timeout = 1
 ms initial backoff = 0.05
 ms max backoff = 0.5
+paxos propose interval = 0.25
 mon warn on pool no redundancy = false
 mgr initial modules =
 [mgr]
@@ -67,6 +71,7 @@ mgr module path = /usr/share/ceph/mgr
 mgr disabled modules = zabbix influx telegraf insights localpool selftest test_orchestrator k8sevents \
 diskprediction_local prometheus restful
 mgr stats period = 1
+mgr tick period = 1
 [osd]
 osd data = {root}/osd/$id
 bluestore block create = true
@@ -76,6 +81,8 @@ bluestore fsck on mount = false
 bluestore rocksdb options annex = write_buffer_size=16777216,max_write_buffer_number=4
 bluestore cache autotune = false
 bluestore cache size = 50331648
+osd scrub backoff ratio = 0
+osd max scrubs = 3
 osd op num shards = 2
 osd op num threads per shard = 1
 osd heartbeat min size = 0
@@ -89,13 +96,14 @@ MON_CAPS = "profile rbd"
 class CephRig:
     """`with CephRig(first_port) as rig:`. The ports are `first_port` and the 200 after it."""
 
-    def __init__(self, first_port: int, osds: int = 3, osd_gib: int = 4) -> None:
+    def __init__(self, first_port: int, osds: int = 3, osd_gib: int = 4, places: Sequence[str] = ()) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="cr-", dir="/tmp"))
         self.fsid = str(uuid.uuid4())
         self.mon_host = f"[v2:127.0.0.1:{first_port}]"
         self.conf = self.root / "ceph.conf"
         self._first_port = first_port
-        self._osds = osds
+        self._osds = len(places) or osds
+        self._places = places
         self._osd_gib = osd_gib
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.admin: Any = None
@@ -129,6 +137,7 @@ class CephRig:
                 root=self.root,
                 osd_bytes=self._osd_gib * 2**30,
             )
+            + "".join(f"[osd.{n}]\ncrush location = root=default {place}\n" for n, place in enumerate(self._places))
         )
         keys, monmap = self.root / "mon.keyring", self.root / "monmap"
         admin = self.root / "client.admin.keyring"
@@ -239,7 +248,14 @@ class CephRig:
 
     def start_osd(self, number: int) -> None:
         self._spawn("ceph-osd", str(number))
-        self.until(lambda: self._up() == self._osds, "all OSDs to be up")
+        self.until(lambda: self.is_up(number), f"osd.{number} to be up")
+
+    def is_up(self, number: int) -> bool:
+        return any(osd["osd"] == number and osd["up"] for osd in self.mon("osd dump")["osds"])
+
+    def block(self, number: int) -> Path:
+        """The file an OSD has its bytes in."""
+        return self.root / f"osd/{number}/block"
 
 
 def _state(pid: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,7 @@ class ScriptedNode:
                 if isinstance(message, Desired):
                     await self._take(message)
                 elif isinstance(message, Call):
-                    await self._answer(channel, message)
+                    await self._begin(channel, message)
         except OSError:
             pass
         finally:
@@ -214,6 +215,15 @@ class ScriptedNode:
 
     # --- calls
 
+    async def _begin(self, channel: Channel, call: Call) -> None:
+        """What takes its time does not hold up what comes after it."""
+        if not inspect.iscoroutinefunction(self.answers.get(call.method)):
+            await self._answer(channel, call)
+            return
+        task = asyncio.get_running_loop().create_task(self._answer(channel, call))
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+
     async def _answer(self, channel: Channel, call: Call) -> None:
         try:
             if call.method == "open":
@@ -222,7 +232,8 @@ class ScriptedNode:
             else:
                 if call.method not in self.answers:
                     raise CloudError(ErrorKind.NOT_FOUND, f"this node has no method '{call.method}'")
-                reply = Reply(call=call.call, result=self.answers[call.method](call.params))
+                result = self.answers[call.method](call.params)
+                reply = Reply(call=call.call, result=await result if inspect.isawaitable(result) else result)
         except CloudError as error:
             reply = Reply(call=call.call, error=(error.kind.value, error.message))
         await channel.send(reply)

@@ -63,6 +63,7 @@ class Calls:
             "inventory": self._inventory,
             "figures": self._get_figures,
             "disk_figures": self._disk_figures,
+            "pool_owners": self._pool_owners,
             "delete_image": self._delete_image,
             "console_log": self._console_log,
             "trace": self._trace,
@@ -125,6 +126,14 @@ class Calls:
         vm = _text(params, "vm")
         figures = await within("query", f"reading the figures of {vm}'s disks", self._hypervisor.disk_figures(vm))
         return [item for item in figures if not item.disk.endswith(SEED_SUFFIX)]
+
+    async def _pool_owners(self, params: Params) -> dict[str, tuple[str, int]]:
+        """Whose bytes lie in objects of a pool."""
+        objects = params.get("objects")
+        if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+            raise invalid("objects", "must be a list of names")
+        storage = self._stores.of(_text(params, "pool"))
+        return await within("query", "looking whose objects these are", storage.owners(objects))
 
     async def _get_figures(self, params: Params) -> list[VmFigures] | VmFigures | None:
         """Of one VM (None if it does not run), or of all."""

@@ -88,7 +88,7 @@ add_list(app, STORAGE_CLUSTER, tenant=False)
 def show_cluster(name: NameArgument, watch: WatchOption = False, output: OutputOption = Output.TABLE) -> None:
     """Show its health, tree, devices, placement groups and recovery."""
     with connect() as client:
-        where = path("storage-clusters", name)
+        where = f"{path('storage-clusters', name)}?fresh=true"
         if output is not Output.TABLE:
             while True:
                 emit(client.get(where), output)

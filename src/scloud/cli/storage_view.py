@@ -45,9 +45,16 @@ def rendered(cluster: Resource, nodes: Mapping[str, str]) -> Group:
     damaged = at(cluster, "status.inconsistent") or []
     if damaged:
         objects = at(cluster, "status.inconsistent_objects") or {}
-        lines = [f"{group}: {', '.join(objects.get(group) or ['objects not known yet'])}" for group in damaged]
+        whose = at(cluster, "status.damaged") or {}
+        lines = [f"{group}: {text}" for group in damaged for text in _objects(objects.get(group), whose)]
         section("Inconsistent placement groups", *(Text(clean(line)) for line in lines))
     return Group(*parts)
+
+
+def _objects(names: list[str] | None, whose: Mapping[str, str]) -> list[str]:
+    if not names:
+        return ["objects not known yet"]
+    return [f"{whose[name]} ({name})" if name in whose else name for name in names]
 
 
 def _card(nodes: Mapping[str, str]) -> list[Column]:

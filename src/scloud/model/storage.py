@@ -152,6 +152,8 @@ class StorageClusterStatus(Status):
     inconsistent: tuple[str, ...] = ()
     inconsistent_objects: dict[str, tuple[str, ...]] = {}
     """What the cluster's log tells of them, by placement group."""
+    damaged: dict[str, str] = {}
+    """Whose bytes those objects hold, in words such as `disk data, from 8 MiB on`, by object."""
     recovery: Recovery = Recovery()
     removing: dict[str, str] = {}
     """What is being removed, and how far that is."""

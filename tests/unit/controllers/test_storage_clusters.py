@@ -9,6 +9,7 @@ import pytest
 from scloud.controllers.storage import controller
 from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import Observed
 from support.ceph import FakeCeph
 from support.cloud import Cloud
 from support.node import ScriptedNode
@@ -337,6 +338,59 @@ async def test_damage_is_shown_with_its_objects_and_repaired(cloud: Cloud) -> No
     await shown(cloud, lambda status: status["inconsistent"] == [])
     await cloud.admin.end("POST", "/storage-clusters/c1/actions/deep-scrub", {"pools": ["p"]})
     assert ceph.commands[-1] == "osd pool deep-scrub who=['scloud.p']"
+
+
+async def test_a_device_that_vanishes_while_it_is_added_ends_in_its_reason(cloud: Cloud) -> None:
+    ceph, nodes, _ = await deployed(cloud)
+    usual = nodes[0].stores
+
+    def vanished(item: DesiredStore) -> Observed:
+        said = usual(item)
+        if not any(isinstance(daemon, OsdDaemon) and daemon.path == "/dev/sdz" for daemon in item.daemons):
+            return said
+        reason = "there is no device /dev/sdz on this node"
+        return said.model_copy(update={"state": "error", "reason": reason})
+
+    nodes[0].stores = vanished  # type: ignore[method-assign]
+    add = ("POST", "/storage-clusters/c1/actions/device-add", {"node": "n1", "path": "/dev/sdz"})
+    ceph.broken.add("/dev/sdz")
+    op = await cloud.admin.end(*add, state="failed")
+    assert "no device /dev/sdz" in op["message"] and "device remove" in op["message"]
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-remove", {"device": "n1:/dev/sdz"})
+    assert len((await cloud.admin.get("/storage-clusters/c1"))["spec"]["devices"]) == 6
+    nodes[0].stores = usual  # type: ignore[method-assign]
+    ceph.broken.clear()
+    await cloud.admin.end(*add)
+    assert len(ceph.osds) == 7
+
+
+async def test_who_asks_for_a_fresh_look_gets_one(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    ceph, _, _ = await deployed(cloud)
+    for name in ("SOON_S", "MOVING_S", "CALM_S"):
+        monkeypatch.setattr(controller, name, 3600.0)
+    await cloud.admin.get("/storage-clusters/c1", fresh=True)
+    ceph.full = 0.100001  # a change that is not worth a write
+    looks = ceph.looks
+    before = (await cloud.admin.get("/storage-clusters/c1"))["status"]["observed_at"]
+    cloud.clock.advance(5.0)
+    assert (await cloud.admin.get("/storage-clusters/c1"))["status"]["observed_at"] == before
+    seen = await cloud.admin.get("/storage-clusters/c1", fresh=True)
+    assert seen["status"]["observed_at"] > before and ceph.looks == looks + 1
+
+
+async def test_a_damaged_object_is_named_by_its_disk(cloud: Cloud) -> None:
+    ceph, nodes, _ = await deployed(cloud)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    await cloud.admin.create("disk-types", "t", pool="p")
+    disk = await cloud.alice.create("disks", "accounts", size_mib=64, type="t")
+    for node in nodes:
+        node.answers["pool_owners"] = lambda params: dict.fromkeys(params["objects"], (f"disk/{disk['id']}", 8))
+    ceph.log = ["1.3 shard 2 soid 1:8a7c9e11:::rbd_data.ab.02:head : candidate had a read error"]
+    ceph.inconsistent = ["1.3"]
+    seen = (await shown(cloud, lambda status: status["damaged"]))["status"]
+    assert seen["damaged"] == {"rbd_data.ab.02": "disk accounts, from 8 MiB on"}
+    (said,) = [item["message"] for item in seen["conditions"] if item["name"] == "rot"]
+    assert "disk accounts" in said and "scloud storage-cluster repair c1" in said
 
 
 async def test_a_pool_near_full_takes_nothing_new_and_says_so_before(cloud: Cloud) -> None:

@@ -11,12 +11,15 @@ import pytest
 from scloud.model.storage import Device, OsdStatus, PoolSpec, StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph import auth, devices, tuning
 from scloud.reconcile.ceph.auth import Entity
-from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished
+from scloud.reconcile.ceph.commands import Command, waves
+from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished, waiting
 from scloud.reconcile.ceph.conf import read_adopted
 from scloud.reconcile.ceph.figures import fullness, pool_capacity, raw_factor
 from scloud.reconcile.ceph.layout import Site, Spot
+from scloud.reconcile.ceph.pools import Wanted, rule_of
+from scloud.reconcile.ceph.pools import plan as plan_pool
 from scloud.reconcile.ceph.removal import refusal
-from scloud.reconcile.ceph.view import Check, OsdSeen, PoolSeen, View, damaged_objects, read, read_slow
+from scloud.reconcile.ceph.view import Check, OsdSeen, PoolSeen, Slow, View, damaged_objects, read, read_slow
 
 ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "ceph_answers.json").read_text())
 FSID = "941620dc-12d4-4ca1-895e-b8740192dcf8"
@@ -52,6 +55,43 @@ def test_what_has_new_nodes_or_less_than_all_is_settled_only_when_clean() -> Non
     assert not View(pg_states={"active+clean": 3, "active+remapped+backfilling": 1}).settled
     assert View(pg_states={"active+clean": 3, "active+clean+scrubbing+deep": 1}).settled
     assert View(pg_states={"creating+peering": 1}).forming
+
+
+def test_groups_that_wait_are_told_of_at_once_and_those_that_only_agree_are_not() -> None:
+    states = {"active+clean": 3, "undersized+degraded+peered": 2, "peering": 1, "creating+peering": 1, "down": 1}
+    view = View(pg_states=states, pgs=8)
+    assert view.waiting == 3
+    said = waiting(view.waiting, view.pgs)
+    assert (said.name, said.level) == ("data-unavailable", "error") and said.message.startswith("3 of 8 ")
+
+
+def test_what_the_manager_adds_up_is_ahead_of_what_the_monitors_know() -> None:
+    summary = {"total_kb": 3072, "total_kb_used": 1024, "total_kb_avail": 2048}
+    view = read({**ANSWERS, "fill": {**ANSWERS["fill"], "summary": summary}})
+    assert (view.total_bytes, view.used_bytes, view.available_bytes) == (3 << 20, 1 << 20, 2 << 20)
+    old = read({name: answer for name, answer in ANSWERS.items() if name != "fill"})
+    assert old.total_bytes == ANSWERS["df"]["stats"]["total_bytes"]
+
+
+def test_a_pool_that_is_full_says_that_writes_wait() -> None:
+    spec = PoolSpec(cluster="c", redundancy="replica:3")
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, used_fraction=0.96, full=True)
+    accepts, (said,) = fullness(spec, View(), seen, 0.8, True)
+    assert not accepts and said.name == "full" and "ALL WRITES WAIT" in said.message and "--now" in said.message
+
+
+def test_what_does_not_need_each_other_goes_at_the_same_time() -> None:
+    def step(why: str, beside: str = "") -> Command:
+        return Command({}, why, beside=beside)
+
+    steps = [step("1"), step("2", "a"), step("3", "a"), step("4"), step("5"), step("6", "b")]
+    assert [[one.why for one in wave] for wave in waves(steps)] == [["1"], ["2", "3"], ["4"], ["5"], ["6"]]
+    wanted = Wanted("pol-1", PoolSpec(cluster="c", redundancy="ec:2+1", rados_name="p", data_name="p.data"))
+    made = [[one.args["prefix"] for one in wave] for wave in waves(plan_pool(wanted, View(), Slow()))]
+    assert made == [["osd crush rule create-replicated", "osd erasure-code-profile set"], ["osd pool create"] * 2]
+    pools = {name: PoolSeen(name, 1, 3, 1, 8, 0) for name in ("p", "p.data")}
+    *_, last = waves(plan_pool(wanted, View(pools=pools), Slow(rules={rule_of(wanted.spec): 0})))
+    assert [one.args["prefix"] for one in last] == ["osd pool application set"] * 2
 
 
 def test_damaged_objects_are_found_in_the_log() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from typing import Annotated
 
-from scloud.api.context import AdminDep, ContextDep, IdempotencyKey, write
+from fastapi import Query, Request, Response
+
+from scloud.api.context import AdminDep, CallerDep, ContextDep, IdempotencyKey, send, write
 from scloud.api.intents import storage, storage_devices
-from scloud.api.reading import add_reading, router_for
-from scloud.api.schemas import Accepted, RefPath
+from scloud.api.reading import add_list, fetch, router_for
+from scloud.api.schemas import Accepted, RefPath, ResourceOut
 from scloud.api.storage_schemas import (
     DeviceAsk,
     DeviceRef,
@@ -22,7 +24,24 @@ from scloud.api.storage_schemas import (
 from scloud.model.kinds import Kind
 
 router = router_for(Kind.STORAGE_CLUSTER)
-add_reading(router, Kind.STORAGE_CLUSTER)
+add_list(router, Kind.STORAGE_CLUSTER)
+
+
+@router.get("/{ref}", response_model=ResourceOut, operation_id="show_storage_cluster")
+async def show_storage_cluster(
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    fresh: Annotated[
+        bool, Query(description="Look at the cluster first: some ten ms, 3 s if it does not answer.")
+    ] = False,
+) -> Response:
+    """One, by id or name, as it was last looked at (`status.observed_at`), which is at most 15 s ago, or as it is."""
+    row = await context.store.read(lambda tx: fetch(tx, Kind.STORAGE_CLUSTER, ref, caller))
+    if fresh:
+        await context.manager.storage.look_now(row.id)
+        row = await context.store.read(lambda tx: fetch(tx, Kind.STORAGE_CLUSTER, ref, caller))
+    return send(row.public())
 
 
 @router.post("", status_code=202, response_model=Accepted)

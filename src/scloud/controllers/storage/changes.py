@@ -157,7 +157,8 @@ def waits_for(load: Load, view: View, reports: Reports) -> str:
     absent = []
     for device in load.spec.devices:
         osd = view.osd(device.uuid)
-        if not device.out and (osd is None or not osd.up or not osd.taken_in):
+        # One that has not said yet how large it is would be missing in the capacity.
+        if not device.out and (osd is None or not osd.up or not osd.taken_in or not osd.total_kib):
             site = load.sites.get(device.node)
             absent.append(f"{site.name if site else device.node}:{device.path}")
     if absent:
@@ -174,3 +175,9 @@ def troubles(load: Load, reports: Reports) -> str:
         if report is not None and report.state in ("error", "working") and report.reason:
             said.append(f"{site.name}: {report.reason}")
     return f" ({'; '.join(said[:3])})" if said else ""
+
+
+def broken(load: Load, reports: Reports) -> dict[str, str]:
+    """By node: why its agent has tried several times in vain to do what is wanted now."""
+    said = {node: told(reports, load, node) for node in load.sites}
+    return {node: report.reason for node, report in said.items() if report is not None and report.state == "error"}

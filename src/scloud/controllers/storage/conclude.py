@@ -20,14 +20,15 @@ from scloud.model.storage import (
     StorageClusterStatus,
 )
 from scloud.reconcile.ceph import figures
-from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished
+from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished, waiting
 from scloud.reconcile.ceph.figures import Track, cluster_capacity, raw_factor
 from scloud.reconcile.ceph.view import OsdSeen
 from scloud.store import operations, samples
 from scloud.store.database import Tx
 from scloud.store.nodes import usages
-from scloud.store.resources import save
+from scloud.store.resources import find, save
 
+DAMAGED_SHOWN = 5
 REFRESH_S = 15.0
 """How old a status may get while only figures change."""
 
@@ -42,6 +43,8 @@ class Round:
     failures: Mapping[str, str] = field(default_factory=dict)
     scrubbed: frozenset[str] = frozenset()
     track: Track | None = None
+    told: bool = False
+    """Whether somebody waits to read it: then it is written down whatever it is."""
 
 
 def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
@@ -61,7 +64,7 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
     settled = not seen.commanded and not seen.failures.get("") and seen.generation == row.generation
     ready = not waits and all(found.secrets.get(f"granted/{node}") for node in found.sites)
     status = _status(tx, found, spec, seen, reports, waits, ready and settled, row.generation)
-    _write(tx, found, status)
+    _write(tx, found, status, seen.told)
     ending.update(
         tx,
         row,
@@ -74,6 +77,7 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
         track=seen.track,
         in_place=found.in_place(),
         trouble=changes.troubles(found, reports),
+        broken=changes.broken(found, reports),
     )
 
 
@@ -102,7 +106,9 @@ def _status(
     elif state == State.ERROR and not waits:
         state = State.CREATING
     reason = "" if state == State.READY else (waits or seen.failures.get("", "") or "being configured")
-    conditions = [*_own(found, seen, capacity, reports), *from_checks(view.checks)]
+    damaged = _damaged(tx, seen.look)
+    own, checks = _own(found, seen, capacity, reports, damaged), from_checks(view.checks)
+    conditions = [*own, *(item for item in checks if item.name not in {mine.name for mine in own})]
     return old.model_copy(
         update={
             "state": state,
@@ -116,6 +122,7 @@ def _status(
             "placement_groups": dict(sorted(view.pg_states.items())),
             "inconsistent": seen.look.inconsistent,
             "inconsistent_objects": dict(seen.look.objects),
+            "damaged": damaged,
             "recovery": figures.recovery(view, seen.track),
             "removing": _removing(found, spec, seen),
             "observed_generation": generation if ready else old.observed_generation,
@@ -173,7 +180,20 @@ def _removing(found: Load, spec: StorageClusterSpec, seen: Round) -> dict[str, s
     return result
 
 
-def _own(found: Load, seen: Round, capacity: StorageCapacity, reports: Reports) -> list[Condition]:
+def _damaged(tx: Tx, look: Look) -> dict[str, str]:
+    """Damaged objects to whose they are, by name."""
+    result = {}
+    for name, (owner, at) in look.owners.items():
+        kind, _, id = owner.partition("/")
+        row = find(tx, id, gone=True)
+        whose = f"{kind} {row.name}" if row is not None else owner
+        result[name] = f"{whose}, from {at} MiB on"
+    return result
+
+
+def _own(
+    found: Load, seen: Round, capacity: StorageCapacity, reports: Reports, damaged: Mapping[str, str]
+) -> list[Condition]:
     """What Ceph does not say, or not so."""
     result = []
     used = capacity.used_mib / capacity.total_mib if capacity.total_mib else 0.0
@@ -182,6 +202,16 @@ def _own(found: Load, seen: Round, capacity: StorageCapacity, reports: Reports) 
         remedy = "add devices (`scloud storage-cluster device add`) or delete disks"
         message = f"{used:.0%} of all devices is used{when}: {remedy}"
         result.append(Condition(name="filling-up", level="warning", message=message))
+    if seen.look.view.waiting:
+        result.append(waiting(seen.look.view.waiting, seen.look.view.pgs))
+    if damaged:
+        which = ", ".join(sorted(set(damaged.values()))[:DAMAGED_SHOWN])
+        more = f" and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""
+        message = (
+            f"copies of what is written there differ or cannot be read: {which}{more}: good copies are read meanwhile; "
+            f"`scloud storage-cluster repair {found.row.name}` restores the bad ones from them"
+        )
+        result.append(Condition(name="rot", level="error", message=message))
     for node, site in found.sites.items():
         said = reports.get(f"store/{store_id(found.row.id, node)}")
         if said is not None and said.state == "error":
@@ -198,10 +228,10 @@ def _own(found: Load, seen: Round, capacity: StorageCapacity, reports: Reports) 
     return [*result, *pool_status.shaky(found)]
 
 
-def _write(tx: Tx, found: Load, new: StorageClusterStatus) -> None:
+def _write(tx: Tx, found: Load, new: StorageClusterStatus, told: bool) -> None:
     """Only what is worth it: figures that jitter wait for a while."""
     old = found.status
-    if _plain(new) == _plain(old) and new.observed_at - old.observed_at < REFRESH_S:
+    if not told and _plain(new) == _plain(old) and new.observed_at - old.observed_at < REFRESH_S:
         return
     for condition in appeared(new.conditions, old.conditions):
         operations.record(tx, found.row, condition.level, condition.message)

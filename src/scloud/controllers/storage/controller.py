@@ -21,7 +21,7 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
 from scloud.reconcile.ceph import auth
-from scloud.reconcile.ceph.commands import Command
+from scloud.reconcile.ceph.commands import Command, waves
 from scloud.reconcile.ceph.figures import Track, track
 from scloud.reconcile.ceph.view import Slow
 from scloud.store.database import Store
@@ -35,6 +35,8 @@ AWAY_S = 2.0
 """While the cluster does not answer."""
 SLOW_S = 60.0
 """How long what seldom changes is believed without asking."""
+FRESH_S = 3.0
+"""How long somebody who asks for a look of this moment is kept waiting for it at most."""
 REPAIR_S = 60.0
 """After so long a repair that shows no effect is asked for again."""
 
@@ -87,6 +89,12 @@ class StorageController:
         if keeper is not None:
             keeper.wake()
 
+    async def look_now(self, id: str) -> None:
+        """Return once a look that began after this call has been written down, at most some seconds later."""
+        keeper = self._keepers.get(id)
+        if keeper is not None:
+            await keeper.look_now()
+
     def reported(self, node: str, items: Iterable[Observed]) -> None:
         """What a node says of its part in clusters."""
         for item in items:
@@ -110,19 +118,31 @@ class Keeper:
         self._generation = 0
         self._track: Track | None = None
         self._repairs: dict[str, float] = {}
+        self._askers: list[asyncio.Future[None]] = []
+        """Who waits for the end of a look that has not begun yet."""
 
     def wake(self) -> None:
         self._woken.set()
+
+    async def look_now(self) -> None:
+        looked = asyncio.get_running_loop().create_future()
+        self._askers.append(looked)
+        self.wake()
+        await asyncio.wait({looked}, timeout=FRESH_S)
 
     async def run(self) -> None:
         """Until the cluster is forgotten."""
         while True:
             self._woken.clear()
+            askers, self._askers = self._askers, []
             try:
-                pause = await self._round()
+                pause = await self._round(told=bool(askers))
             except Exception:
                 log.exception("looking after storage cluster %s failed; it is tried again", self._id)
                 pause = CALM_S
+            for asker in askers:
+                if not asker.done():
+                    asker.set_result(None)
             if pause is None:
                 return
             try:
@@ -134,8 +154,8 @@ class Keeper:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def _round(self) -> float | None:
-        """Look, act, conclude. Seconds until the next one, None if there is nothing left."""
+    async def _round(self, told: bool) -> float | None:
+        """Look, act, conclude. Seconds until the next one, None if there is nothing left. `told`: somebody reads it."""
         found = await self._store.read(lambda tx: load(tx, self._id))
         if found is None:
             return None
@@ -165,7 +185,7 @@ class Keeper:
         scrubbed = await self._request(found, seen)
         if steps:
             self._slow = None  # what was changed is asked for anew
-        done = Round(found.row.generation, seen, len(steps), failures, scrubbed, self._track)
+        done = Round(found.row.generation, seen, len(steps), failures, scrubbed, self._track, told)
         await self._store.write(lambda tx: conclude(tx, self._id, self._reports, done))
         if failures:
             return AWAY_S
@@ -192,19 +212,24 @@ class Keeper:
         return self._slow
 
     async def _carry_out(self, found: Load, steps: Iterable[Command]) -> dict[str, str]:
-        """One after another. What fails keeps nothing else from being done, but for the rest of the same pool."""
+        """Wave after wave. What fails keeps nothing else from being done, but for the rest of the same pool."""
         failures: dict[str, str] = {}
-        for step in steps:
-            if step.about and step.about in failures:
-                continue
+
+        async def one(step: Command) -> bool:
+            """False if the cluster does not answer."""
             try:
                 log.info("storage cluster %s: %s", found.row.name, step.why)
                 await self._line.send(found, step)
             except CloudError as error:
                 log.warning("storage cluster %s: %s failed: %s", found.row.name, step.why, error.message)
                 failures[step.about] = f"{step.why}: {error.message}"
-                if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT):
-                    break
+                return error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT)
+            return True
+
+        for wave in waves(steps):
+            chosen = [step for step in wave if not step.about or step.about not in failures]
+            if not all(await asyncio.gather(*(one(step) for step in chosen))):
+                break
         return failures
 
     async def _request(self, found: Load, seen: Look) -> frozenset[str]:

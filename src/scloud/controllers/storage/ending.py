@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from scloud.model.errors import ErrorKind
 from scloud.model.storage import StorageClusterSpec
@@ -31,14 +31,16 @@ def update(
     track: Track | None,
     in_place: Collection[str],
     trouble: str,
+    broken: Mapping[str, str],
 ) -> None:
     """`settled`: nothing is left to be commanded; `ready`: it can be used; `joined`: each node has its key;
-    `in_place`: devices that cannot be drained; `trouble`: what agents complain of."""
+    `in_place`: devices that cannot be drained; `trouble`: what agents complain of; `broken`: what they have tried in
+    vain, by node."""
     for op in operations.open_for(tx, row.id):
         if op.action == f"{NOUN}.delete":
             continue
         if op.action in OF_DEVICES:
-            _devices(tx, op, spec, view, track, in_place, trouble)
+            _devices(tx, op, spec, view, track, in_place, trouble, broken)
         elif op.action == f"{NOUN}.node-remove":
             if not spec.leaving:
                 _done(tx, op, "removed")
@@ -76,6 +78,7 @@ def _devices(
     track: Track | None,
     in_place: Collection[str],
     trouble: str,
+    broken: Mapping[str, str],
 ) -> None:
     """Done when none of its devices is on its way any more."""
     mine = [device for device in spec.devices if device.operation == op.id]
@@ -88,6 +91,11 @@ def _devices(
                 return
             waiting.append("wiping the device")
         elif osd is None or not osd.up or not osd.taken_in:
+            why = broken.get(device.node, "")
+            if device.path in why:
+                remedy = "it is tried again and again; `scloud storage-cluster device remove` forgets it"
+                operations.end(tx, op, OperationState.FAILED, f"{why}; {remedy}", code=ErrorKind.ENGINE)
+                return
             waiting.append(f"starting the new OSD{trouble}")
     if waiting:
         _say(tx, op, 96 if waiting[0].startswith("wiping") else 50, waiting[0])

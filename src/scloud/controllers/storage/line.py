@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from scloud.controllers.sessions import Session, Sessions
@@ -11,6 +12,7 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.reconcile.ceph.commands import Command
 
 COMMAND_S = 20.0
+OWNERS_S = 6.0
 LINK_S = 3.0
 """What the way to the agent and back may add."""
 
@@ -62,6 +64,11 @@ class Line:
             if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.TIMED_OUT):
                 self._move_on(load, session.node)
             raise
+
+    async def owners(self, load: Load, pool: str, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Whose bytes lie in objects of a pool: (`disk/ID` or `image/ID`, from which MiB on), by the objects' names."""
+        found = await self._session(load).call("pool_owners", OWNERS_S, pool=pool, objects=list(objects))
+        return {str(name): (str(owner), int(at)) for name, (owner, at) in found.items()}
 
     def _move_on(self, load: Load, failed: str) -> None:
         """Another node may reach what this one does not."""

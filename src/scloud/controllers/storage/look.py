@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,8 @@ class Look:
     safe: frozenset[int] = frozenset()
     inconsistent: tuple[str, ...] = ()
     objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    owners: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Whose bytes the damaged objects hold, as far as is known: (`disk/ID` or `image/ID`, from which MiB on)."""
 
 
 async def _ask(line: Line, load: Load, target: str, questions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -74,8 +77,23 @@ async def look(line: Line, load: Load, known: Slow | None) -> Look:
     if any("inconsistent" in state for state in view.pg_states):
         found = inconsistent(await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["inconsistent"]}))
         log = await _said(line, load, "mon", {"prefix": "log last", "num": 500, "level": "error", "channel": "cluster"})
-        more = Look(view, slow, more.safe, found, damaged_objects(log, found))
+        damaged = damaged_objects(log, found)
+        more = Look(view, slow, more.safe, found, damaged, await _owners(line, load, view, damaged))
     return more
+
+
+async def _owners(
+    line: Line, load: Load, view: View, damaged: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, int]]:
+    """Only pools of ours: what is in those of others is nobody's disk."""
+    ours = {view.pools[name].id: pool.row.id for pool in load.pools for name in pool.names if name in view.pools}
+    found: dict[str, tuple[str, int]] = {}
+    for group, objects in damaged.items():
+        pool = ours.get(int(group.partition(".")[0]))
+        if pool is not None:
+            with contextlib.suppress(CloudError):
+                found |= await line.owners(load, pool, objects)
+    return found
 
 
 async def _said(line: Line, load: Load, target: str, args: dict[str, Any]) -> Any:

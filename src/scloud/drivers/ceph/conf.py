@@ -62,7 +62,9 @@ _MGR = {
     "mgr initial modules": "",
     "mgr disabled modules": "zabbix influx telegraf insights localpool selftest test_orchestrator k8sevents "
     "diskprediction_local prometheus restful",
-    "mgr stats period": "5",
+    # Seconds. Between two reports of an OSD, and of the manager to the monitors: what `show` says is as old as both.
+    "mgr stats period": "2",
+    "mgr tick period": "1",
 }
 _OSD = {
     "osd objectstore": "bluestore",

@@ -18,7 +18,7 @@ from scloud.drivers.ceph.control import Connection
 from scloud.drivers.ceph.keyring import entry
 from scloud.drivers.ceph.layout import ClusterFolder, DaemonFolder, clusters, write
 from scloud.drivers.ceph.monitors import make_monitor, waiting_for
-from scloud.drivers.ceph.osds import give_back, make_osd
+from scloud.drivers.ceph.osds import check_present, give_back, make_osd
 from scloud.drivers.ceph.protocol import Access, DaemonFacts
 from scloud.drivers.supervisor.process import tail
 from scloud.drivers.supervisor.protocol import ProcessFacts, ProcessSpec, Supervisor
@@ -160,6 +160,8 @@ class NodeDaemons:
         socket = self._socket(store.cluster, name)
         process = process_name(store.cluster, name)
         if not any(facts.name == process and facts.running for facts in await self._supervisor.processes()):
+            if isinstance(daemon, OsdDaemon):
+                await asyncio.to_thread(check_present, daemon, name)
             # One that a dead process has left would look like the new one's.
             socket.unlink(missing_ok=True)
         await self._supervisor.ensure(

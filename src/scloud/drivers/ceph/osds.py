@@ -79,7 +79,10 @@ async def make_osd(osd: OsdDaemon, fsid: str, number: int, folder: DaemonFolder)
         else:
             write(folder.data / "crush_device_class", f"{osd.media}\n")
             making = ("ceph-osd", "-c", str(folder.conf), "-i", str(number), "--mkfs", "--osd-uuid", osd.uuid)
-            await run(*making, hold=[lock])
+            try:
+                await run(*making, hold=[lock])
+            except CloudError as error:
+                raise CloudError(error.kind, f"no OSD can be made on {osd.path}: {error.message}") from error
         write(folder.made, "")
 
 
@@ -136,6 +139,19 @@ def owner(path: Path) -> str | None:
     except OSError as error:
         raise CloudError(ErrorKind.ENGINE, f"{path} cannot be read: {error.strerror}") from error
     return found[1].decode() if found else None
+
+
+def check_present(osd: OsdDaemon, name: str) -> None:
+    """`CloudError(NOT_FOUND)` if the device of an OSD that was made is not there any more, or is not its any more."""
+    path = Path(osd.path)
+    found = owner(path)
+    if found != osd.uuid:
+        what = f"holds another OSD, {found}" if found else "holds no OSD any more" if path.exists() else "is gone"
+        raise CloudError(
+            ErrorKind.NOT_FOUND,
+            f"the device {path} of {name} {what}: bring it back, or forget it with `scloud storage-cluster device "
+            f"remove CLUSTER {name}` (or `device replace`)",
+        )
 
 
 def _written(path: Path) -> bool:

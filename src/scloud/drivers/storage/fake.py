@@ -7,7 +7,7 @@ are `asyncio.sleep`, so that they cost nothing under a virtual clock; each is a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -262,6 +262,10 @@ class FakeStorage:
     async def disks(self) -> list[DiskFacts]:
         await self._enter("disks")
         return [_facts(volume) for _, volume in sorted(self._disk.volumes.items())]
+
+    async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        await self._enter("owners")
+        return {name: (f"disk/{name}", 0) for name in objects if name in self._disk.volumes}
 
     async def locate(self, disk: str) -> FilePlace:
         await self._enter("locate")

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +82,9 @@ class LocalStorage:
 
     async def disks(self) -> list[DiskFacts]:
         return await asyncio.to_thread(self._list)
+
+    async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        return {}
 
     async def locate(self, disk: str) -> FilePlace:
         return FilePlace(path=self._existing(disk))

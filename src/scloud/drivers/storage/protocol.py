@@ -7,7 +7,7 @@ what is not there succeed. Every call may be cancelled, and repeated: it then go
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -90,6 +90,11 @@ class Storage(Protocol):
     async def show(self, disk: str) -> DiskFacts | None: ...
 
     async def disks(self) -> list[DiskFacts]: ...
+
+    async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Whose bytes lie in objects of a shared pool, by the objects' names: (`disk/ID` or `image/ID`, the MiB at
+        which they begin). What belongs to none of them is left out."""
+        ...
 
     async def locate(self, disk: str) -> Place:
         """Where the hypervisor finds it."""

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -154,6 +154,9 @@ class RbdStorage:
         disks = sorted({one[0] for one in map(names.parse_disk, found) if one is not None})
         facts = await asyncio.gather(*(self.show(disk) for disk in disks))
         return [one for one in facts if one is not None]
+
+    async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        return await self._run("look whose objects these are", lambda context: self._images.owners(context, objects))
 
     async def locate(self, disk: str) -> RbdPlace:
         """From now on the disk counts as this node's, for whoever has to cut it off."""

@@ -97,6 +97,8 @@ class Session:
             contexts = self._local.contexts = {}
         if pool not in contexts:
             contexts[pool] = self.rados.open_ioctx(pool)
+            # In a full pool, what frees room is carried out and what needs some fails; else both would wait for room.
+            contexts[pool].set_osdmap_full_try()
         context = contexts[pool]
         if pool not in self._registered:
             refuse_fenced(context, access.node)

@@ -6,7 +6,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from scloud.model.errors import CloudError, ErrorKind, invalid
 
 MIB = 1024 * 1024
 FEATURES = 61
+OBJECT_MIB = 4
+"""Of an image's bytes in each object: what RBD does unless it is told otherwise."""
 """layering, exclusive-lock, object-map, fast-diff, deep-flatten."""
 MEASURE_EVERY_S = 50.0
 _PROCESS = secrets.token_hex(4)
@@ -51,6 +53,18 @@ class Images:
 
     def names(self, context: Any) -> list[str]:
         return list(rbd.RBD().list(context))
+
+    def owners(self, context: Any, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
+        known = {item["id"]: item["name"] for item in rbd.RBD().list2(context)}
+        found = {}
+        for name in objects:
+            identity, number = names.object_of(name) or ("", None)
+            image = known.get(identity)
+            if image is not None:
+                base = names.parse_base(image)
+                owner = f"image/{base}" if base is not None else names.user_of(image)
+                found[name] = (owner, (number or 0) * OBJECT_MIB)
+        return found
 
     def versions(self, context: Any, disk: str) -> list[int]:
         """Incarnations that are there, oldest first."""

@@ -66,6 +66,18 @@ def parse_base(name: str) -> str | None:
     return name.removeprefix("image-") if name.startswith("image-") and "." not in name else None
 
 
+_OBJECT = re.compile(r"(?:rbd_data|rbd_header|rbd_object_map)\.(?:\d+\.)?([0-9a-f]+)(?:\.([0-9a-f]{16}))?\Z")
+
+
+def object_of(name: str) -> tuple[str, int | None] | None:
+    """(the image's identity, the number of the piece of its bytes) of a RADOS object; None if it is no image's.
+
+    In the data pool of an erasure-coded pool the number of the pool with the metadata comes first.
+    """
+    match = _OBJECT.match(name)
+    return (match[1], int(match[2], 16) if match[2] else None) if match else None
+
+
 def user_of(name: str) -> str:
     """How an image that depends on another is named to people."""
     if (found := parse_disk(name)) is not None:

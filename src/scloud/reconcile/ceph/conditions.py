@@ -11,6 +11,10 @@ from scloud.reconcile.ceph.view import Check
 SHOWN = 3
 """Details that a condition repeats; the rest is counted."""
 
+WAITING_REMEDY = (
+    "bring back the devices that are down; of an erasure-coded pool one device more is needed than it has data chunks. "
+    "What stays away for ten minutes is rebuilt on other hosts, if there are enough of them"
+)
 # code: (name, what it means, what to do)
 _WORDS: dict[str, tuple[str, str, str]] = {
     "OSD_DOWN": (
@@ -32,11 +36,11 @@ _WORDS: dict[str, tuple[str, str, str]] = {
     "PG_AVAILABILITY": (
         "data-unavailable",
         "reads and writes of some disks wait",
-        "bring back the devices that are down; data is there as soon as one copy of it is",
+        WAITING_REMEDY,
     ),
     "PG_DEGRADED": (
         "fewer-copies",
-        "some data has fewer copies than it should; disks go on working",
+        "some data has fewer copies than it should",
         "nothing, while recovery goes on; else bring back or replace the devices that are down",
     ),
     "PG_DAMAGED": (
@@ -67,12 +71,16 @@ _WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "OSD_FULL": (
         "full",
-        "devices are full: ALL WRITES ARE STOPPED",
-        "add devices (`scloud storage-cluster device add`); then delete what is not needed",
+        "ALL WRITES to pools on them WAIT until there is room; reads go on",
+        "delete disks for good (`scloud disk delete --now`) or add devices (`scloud storage-cluster device add`)",
     ),
     "POOL_NEARFULL": ("pool-near-full", "pools are nearly full", "add devices or delete disks"),
     "POOL_BACKFILLFULL": ("pool-too-full-to-recover", "pools are too full to recover", "add devices or delete disks"),
-    "POOL_FULL": ("pool-full", "pools take no more writes", "add devices or delete disks"),
+    "POOL_FULL": (
+        "pool-full",
+        "ALL WRITES to them WAIT until there is room; reads go on",
+        "delete disks for good (`scloud disk delete --now`) or add devices",
+    ),
     "PG_RECOVERY_FULL": ("too-full-to-recover", "recovery stands still for want of room", "add devices"),
     "PG_BACKFILL_FULL": ("too-full-to-move", "data cannot move for want of room", "add devices"),
     "MON_DOWN": (
@@ -173,6 +181,13 @@ def from_checks(checks: Iterable[Check]) -> list[Condition]:
         if known is None or rank[condition.level] < rank[known.level]:
             found[condition.name] = condition
     return sorted(found.values(), key=lambda item: (rank[item.level], item.name))
+
+
+def waiting(groups: int, of: int) -> Condition:
+    """Ceph itself says so only after a minute."""
+    said = f"{groups} of {of} placement groups have too few copies or chunks to be read and written"
+    message = f"{said}: reads and writes of some disks wait, nothing is lost; {WAITING_REMEDY}"
+    return Condition(name="data-unavailable", level="error", message=message)
 
 
 def dated(now: float, fresh: Iterable[Condition], before: Sequence[Condition]) -> tuple[Condition, ...]:

@@ -79,6 +79,12 @@ def fullness(spec: PoolSpec, view: View, seen: PoolSeen, warn: float, accepted: 
     fullest = fill(view.osds, spec.media.value if spec.media else None)
     part = max(fullest, seen.used_fraction)
     limit = min(REFUSE, view.nearfull)
+    if seen.full:
+        message = (
+            f"{part:.0%} of its fullest device is used: ALL WRITES WAIT until there is room, reads go on; delete disks "
+            "for good (`scloud disk delete --now`) or add devices (`scloud storage-cluster device add`)"
+        )
+        return False, [Condition(name="full", level="error", message=message)]
     if part >= limit or (not accepted and part >= limit - (REFUSE - ACCEPT_AGAIN) and seen.stored):
         message = (
             f"{part:.0%} of its fullest device is used: no new disks are made and none grows, so that those there are "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scloud.model.storage import PoolSpec, copies_of
@@ -79,7 +79,22 @@ def plan(wanted: Wanted, view: View, slow: Slow) -> list[Command]:
             steps += _make(wanted, part, slow)
         else:
             steps += _correct(wanted, part, seen, slow)
-    return steps
+    return _in_waves(wanted, steps)
+
+
+_WAVES = {"osd crush rule create-replicated": 0, "osd erasure-code-profile set": 0, "osd pool application set": 2}
+"""What has to be there before the rest, and what comes after it."""
+
+
+def _in_waves(wanted: Wanted, steps: list[Command]) -> list[Command]:
+    """The parts of a pool do not wait for each other, nor do its settings."""
+    if wanted.leaving:
+        return steps
+
+    def wave(step: Command) -> int:
+        return _WAVES.get(step.args["prefix"], 1)
+
+    return [replace(step, beside=f"{wanted.id}.{wave(step)}") for step in sorted(steps, key=wave)]
 
 
 def _make(wanted: Wanted, part: _Part, slow: Slow) -> list[Command]:

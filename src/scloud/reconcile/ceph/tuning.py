@@ -87,7 +87,15 @@ def _unknown(name: str) -> dict[str, Any]:
 
 def plan_settings(spec: StorageClusterSpec, present: Mapping[tuple[str, str], str]) -> list[Command]:
     return [
-        mon(f"set {name} to {value}", "config set", who=section, name=name, value=value, **_unknown(name))
+        mon(
+            f"set {name} to {value}",
+            "config set",
+            beside="settings",
+            who=section,
+            name=name,
+            value=value,
+            **_unknown(name),
+        )
         for (section, name), value in settings(spec).items()
         if not _same(present.get((section, name), ""), value)
     ]

@@ -67,6 +67,8 @@ class PoolSeen:
     overwrites: bool = False
     erasure_coded: bool = False
     autoscale: str = ""
+    full: bool = False
+    """Writes wait: one of its devices, or its quota, is full."""
     stored: int = 0
     available: int = 0
     used_fraction: float = 0.0
@@ -123,6 +125,12 @@ class View:
         return any({"unknown", "creating"} & set(state.split("+")) for state in self.pg_states)
 
     @property
+    def waiting(self) -> int:
+        """Placement groups that take neither reads nor writes; not those that are only just agreeing on something."""
+        passing = {"active", "peering", "activating", "creating", "unknown"}
+        return sum(count for state, count in self.pg_states.items() if not passing & set(state.split("+")))
+
+    @property
     def settled(self) -> bool:
         """Whether every placement group is where it should be, as often as it should be."""
         return sum(self.pg_states.values()) == sum(
@@ -167,6 +175,16 @@ def read(answers: Answers) -> View:
     status, quorum = _dict(answers.get("status")), _dict(answers.get("quorum"))
     dump, df = _dict(answers.get("osds")), _dict(answers.get("df"))
     pgmap, stats = _dict(status.get("pgmap")), _dict(df.get("stats"))
+    # The manager's own sum is ahead of what it tells the monitors, and fits its figures of each OSD.
+    summary = _dict(_dict(answers.get("fill")).get("summary"))
+    total, used, available = (
+        int(summary[kib]) << 10 if summary.get("total_kb") else int(stats.get(sent, 0))
+        for kib, sent in (
+            ("total_kb", "total_bytes"),
+            ("total_kb_used", "total_used_raw_bytes"),
+            ("total_kb_avail", "total_avail_bytes"),
+        )
+    )
     hosts, of_osd, empty, buckets = _tree(_dict(answers.get("tree")))
     return View(
         quorum=tuple(_list(quorum.get("quorum_names"))),
@@ -186,9 +204,9 @@ def read(answers: Answers) -> View:
         misplaced=int(pgmap.get("misplaced_objects", 0)),
         unfound=int(pgmap.get("unfound_objects", 0)),
         recovering_per_s=float(pgmap.get("recovering_objects_per_sec", 0)),
-        total_bytes=int(stats.get("total_bytes", 0)),
-        used_bytes=int(stats.get("total_used_raw_bytes", 0)),
-        available_bytes=int(stats.get("total_avail_bytes", 0)),
+        total_bytes=total,
+        used_bytes=used,
+        available_bytes=available,
         nearfull=float(dump.get("nearfull_ratio", 0.85)),
         profiles=frozenset(_dict(dump.get("erasure_code_profiles"))),
     )
@@ -273,6 +291,7 @@ def _pools(dump: dict[str, Json], df: dict[str, Json], answers: Answers) -> dict
             overwrites="ec_overwrites" in str(item.get("flags_names", "")),
             erasure_coded=int(item.get("type", 1)) == 3,
             autoscale=str(item.get("pg_autoscale_mode", "")),
+            full=bool({"full", "full_quota"} & set(str(item.get("flags_names", "")).split(","))),
             stored=int(used.get("stored", 0)),
             available=int(used.get("max_avail", 0)),
             used_fraction=float(used.get("percent_used", 0.0)),
