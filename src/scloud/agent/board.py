@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from scloud.model.observed import Observed
 
@@ -14,6 +15,7 @@ class Board:
         self._items: dict[str, Observed] = {}
         self._unsent: set[str] = set()
         self._network_revision = 0
+        self._watched: dict[str, list[tuple[Callable[[Observed], bool], asyncio.Future[None]]]] = {}
         self.changed = asyncio.Event()
 
     def put(self, item: Observed) -> None:
@@ -21,6 +23,20 @@ class Board:
             self._items[item.key] = item
             self._unsent.add(item.key)
             self.changed.set()
+        for check, future in self._watched.get(item.key, ()):
+            if not future.done() and check(item):
+                future.set_result(None)
+
+    async def until(self, key: str, check: Callable[[Observed], bool]) -> None:
+        """Return when something is put for the key that passes; what was put before does not count."""
+        entry = (check, asyncio.get_running_loop().create_future())
+        self._watched.setdefault(key, []).append(entry)
+        try:
+            await entry[1]
+        finally:
+            self._watched[key].remove(entry)
+            if not self._watched[key]:
+                del self._watched[key]
 
     def get(self, key: str) -> Observed | None:
         return self._items.get(key)

@@ -10,6 +10,7 @@ from scloud.agent.ceph_calls import CephCalls
 from scloud.agent.console import read_log
 from scloud.agent.deadlines import within
 from scloud.agent.figures import Figures
+from scloud.agent.ha_calls import HaCalls
 from scloud.agent.journal import Journal
 from scloud.agent.network import Network
 from scloud.agent.stores import Stores
@@ -46,6 +47,7 @@ class Calls:
         daemons: CephDaemons,
         ceph: CephCalls,
         transfers: Transfers,
+        ha: HaCalls,
     ) -> None:
         self._hypervisor = hypervisor
         self._switch = switch
@@ -69,6 +71,7 @@ class Calls:
             "trace": self._trace,
             "open": self._open,
             "ceph_command": ceph.command,
+            **ha.methods,
         }
 
     async def answer(self, method: str, params: Params) -> Any:

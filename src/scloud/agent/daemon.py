@@ -16,7 +16,9 @@ from scloud.agent.ceph_calls import CephCalls
 from scloud.agent.console import Consoles
 from scloud.agent.disks import Images
 from scloud.agent.figures import Figures
+from scloud.agent.ha_calls import HaCalls, NoBmc
 from scloud.agent.journal import Journal
+from scloud.agent.lease import MANAGER_S, Leases
 from scloud.agent.metadata import Metadata
 from scloud.agent.network import NetworkSettings
 from scloud.agent.reconciler import Reconciler
@@ -25,13 +27,18 @@ from scloud.agent.stores import NoPools, Pools, Stores
 from scloud.agent.streams import Streams
 from scloud.agent.transfers import Transfers
 from scloud.agent.vms import Seeds, VmSettings
+from scloud.drivers.bmc.protocol import Bmc
 from scloud.drivers.ceph.protocol import CephControl, CephDaemons
 from scloud.drivers.hypervisor.protocol import Hypervisor
 from scloud.drivers.netfunc.protocol import NetworkFunctions
+from scloud.drivers.probe.fake import FakeProber
+from scloud.drivers.probe.protocol import Prober
 from scloud.drivers.storage.protocol import Storage
 from scloud.drivers.switch.protocol import Switch
 from scloud.link.channel import Dialer
+from scloud.model.errors import CloudError
 from scloud.model.observed import NodeFacts, NodeLoad
+from scloud.model.wire import CaRequest, ca_answer
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +62,8 @@ class Drivers:
     pools: Pools = field(default_factory=NoPools)
     daemons: CephDaemons = field(default_factory=NoCeph)
     control: CephControl = field(default_factory=NoCeph)
+    prober: Prober = field(default_factory=FakeProber)
+    bmc: Bmc = field(default_factory=NoBmc)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Daemon:
             drivers.daemons,
             CephCalls(drivers.control),
             self._transfers,
+            HaCalls(drivers.prober, drivers.bmc, self.stores, self.reconciler),
         )
         session = Session(
             around.network.node,
@@ -132,20 +142,39 @@ class Daemon:
             around.managers,
         )
         self.reconciler.start()
-        sampling = loop.create_task(self._sample(), name="load")
+        leases = Leases(around.network.node, self.stores, around.journal, self.reconciler, self._manager_answers)
+        beside = [
+            loop.create_task(self._sample(), name="load"),
+            loop.create_task(leases.run(), name="leases"),
+        ]
         try:
             await self.reconciler.surveyed(SURVEY_S)
             log.info("surveyed: %d objects are desired", len(around.journal.desired))
             await session.run()
         finally:
-            sampling.cancel()
-            await asyncio.gather(sampling, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self.reconciler.stop()
             await self._transfers.close()
             await self.stores.close()
             await self._streams.close()
             if self._metadata is not None:
                 await self._metadata.close()
+
+    async def _manager_answers(self) -> bool:
+        """Asked over a connection of its own: one that is broken may look whole for a while."""
+        try:
+            async with asyncio.timeout(MANAGER_S):
+                channel = await self._around.dial()
+                try:
+                    await channel.send(CaRequest())
+                    await channel.receive(ca_answer)
+                finally:
+                    await channel.close()
+        except (OSError, TimeoutError, CloudError):
+            return False
+        return True
 
     async def _sample(self) -> None:
         while True:

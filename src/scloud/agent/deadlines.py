@@ -9,7 +9,19 @@ from typing import Literal, TypeVar
 from scloud.model.errors import CloudError, ErrorKind
 
 Step = Literal[
-    "query", "start", "power", "plug", "disk", "delete", "image", "switch", "flows", "services", "daemons", "connect"
+    "query",
+    "start",
+    "power",
+    "plug",
+    "disk",
+    "delete",
+    "image",
+    "switch",
+    "flows",
+    "services",
+    "daemons",
+    "connect",
+    "fence",
 ]
 
 DEADLINES_S: dict[Step, float] = {
@@ -24,6 +36,7 @@ DEADLINES_S: dict[Step, float] = {
     "flows": 60.0,  # a whole node's flows: 100,000 take 3-8 s
     "services": 30.0,  # a namespace, its veth and dnsmasq
     "daemons": 300.0,  # monitors, managers and OSDs of a node, made and started; a device's wiping
+    "fence": 60.0,  # cutting a node off: a dead primary OSD is waited for until it is known to be dead
     "connect": 10.0,  # a guest's TCP port, the manager
 }
 T = TypeVar("T")

@@ -36,11 +36,13 @@ from scloud.agent.network import NetworkSettings
 from scloud.agent.seeds import SeedFolder
 from scloud.agent.upkeep import keep_tidy
 from scloud.agent.vms import VmSettings
+from scloud.drivers.bmc.redfish import RedfishBmc
 from scloud.drivers.ceph.control import RadosControl
 from scloud.drivers.ceph.daemons import NodeDaemons
 from scloud.drivers.hypervisor.accelerator import measure
 from scloud.drivers.hypervisor.libvirt import LibvirtHypervisor
 from scloud.drivers.netfunc.linux import LinuxNetworkFunctions
+from scloud.drivers.probe.arp import ArpProber
 from scloud.drivers.storage.local import LocalStorage
 from scloud.drivers.storage.rbd_pools import RbdPools
 from scloud.drivers.supervisor.identity import boot_id
@@ -124,6 +126,8 @@ async def run(config: AgentConfig) -> None:
             config.root / "ceph", config.sockets, config.log, supervisor, lambda: storage_address(config)
         ),
         control=control,
+        prober=ArpProber(),
+        bmc=RedfishBmc(),
     )
     journal = FileJournal(config.state / "journal")
     images = ImageCache(config.images, managers.dial, storage.free_mib)

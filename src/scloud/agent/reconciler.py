@@ -22,6 +22,7 @@ from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.switch.protocol import Switch
 from scloud.model.desired import DesiredDisk, DesiredPort, DesiredStore, DesiredVm, key_of
 from scloud.model.errors import CloudError
+from scloud.model.observed import Observed
 from scloud.model.wire import Desired
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Reconciler:
         daemons: CephDaemons,
     ) -> None:
         self._hypervisor = hypervisor
+        self._node = network.node
         self._journal = journal
         self._board = board
         self.usage = Usage()
@@ -111,6 +113,47 @@ class Reconciler:
         self.network.set_target(message.revision)
         if message.full:
             self._sweeps.wake("strangers", urgent=True)
+
+    async def evict(self, vms: Iterable[str]) -> None:
+        """Rid the node of these VMs, domains and taps, whatever it was told of them; their disks are left alone.
+
+        Returns when none of them is left. Until it is told anew of one of them, none is started here.
+        """
+        wanted = set(vms)
+        marked: list[DesiredVm | DesiredPort] = []
+        for item in self._journal.desired.values():
+            if isinstance(item, DesiredVm) and item.id in wanted:
+                marked.append(item.model_copy(update={"power": "absent"}))
+            elif isinstance(item, DesiredPort) and item.vm in wanted and item.node_id == self._node:
+                marked.append(item.model_copy(update={"absent": True}))
+        gone = [asyncio.ensure_future(self._board.until(key_of(item), _is_absent)) for item in marked]
+        try:
+            before = {key_of(item): self._journal.desired.get(key_of(item)) for item in marked}
+            await self._journal.apply(marked, [])
+            for item in marked:
+                self._desired_changed(key_of(item), before[key_of(item)], item)
+            unknown = wanted - {item.id for item in marked}
+            for facts in await within("query", "listing the node's VMs", self._hypervisor.domains()):
+                if facts.vm in unknown:
+                    await within("power", f"switching {facts.vm} off", self._hypervisor.destroy(facts.vm))
+                    await within("power", f"forgetting {facts.vm}", self._hypervisor.undefine(facts.vm))
+            await asyncio.gather(*gone)
+        finally:
+            for waiting in gone:
+                waiting.cancel()
+
+    async def switch_off(self, disks: Iterable[str], why: str) -> list[str]:
+        """Switch off every running VM that has one of these disks; the VMs."""
+        lost = set(disks)
+        victims = [
+            facts.vm
+            for facts in await within("query", "listing the node's VMs", self._hypervisor.domains())
+            if facts.running and not lost.isdisjoint(facts.disks)
+        ]
+        for vm in victims:
+            log.error("%s is switched off: %s", vm, why)
+            await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
+        return victims
 
     def new_connection(self) -> None:
         """Revisions are counted anew."""
@@ -231,3 +274,7 @@ class Reconciler:
             except (CloudError, OSError) as error:
                 log.warning("the hypervisor's events broke off: %s", error)
             await asyncio.sleep(EVENTS_AGAIN_S)
+
+
+def _is_absent(item: Observed) -> bool:
+    return item.state == "absent" and item.settled

@@ -22,7 +22,8 @@ from scloud.model.fields import (
     Vni,
     worded,
 )
-from scloud.model.specs import ImageSpec, PublicKey, UserData
+from scloud.model.ha import HaProfile, HaSettings, Incident
+from scloud.model.specs import BmcSpec, ImageSpec, PublicKey, UserData
 
 
 class Answer(BaseModel):
@@ -185,6 +186,18 @@ class VmAsk(Value):
     ) = None
     power: Literal["on", "off"] = "on"
     restart_limit: Annotated[int, Field(strict=True, ge=0, le=100)] = 5
+    ha: StrictBool = True
+    ha_priority: Annotated[int, Field(strict=True, ge=0, le=100)] = 50
+
+
+class VmPatchSpec(Value):
+    ha: StrictBool | None = None
+    ha_priority: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
+
+
+class VmPatch(Value):
+    name: Name | None = None
+    spec: VmPatchSpec | None = None
 
 
 class VmCreate(Value):
@@ -308,8 +321,22 @@ class ClusterCreate(Value):
     spec: ClusterAsk = ClusterAsk()
 
 
+class HaPatch(Value):
+    """What is not given stays; `profile` sets all numbers first. See `HaSettings` for what each of them means."""
+
+    profile: HaProfile | None = None
+    enabled: StrictBool | None = None
+    check_s: Annotated[float, Field(strict=True, ge=0.2, le=60.0)] | None = None
+    misses: Annotated[int, Field(strict=True, ge=2, le=3600)] | None = None
+    probes: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    probe_interval_s: Annotated[float, Field(strict=True, ge=0.1, le=10.0)] | None = None
+    max_share: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] | None = None
+    lease_s: Annotated[float, Field(strict=True, ge=2.0, le=600.0)] | None = None
+
+
 class ClusterPatchSpec(Value):
-    cpu_overcommit: Annotated[float, Field(strict=True, ge=1.0, le=16.0)]
+    cpu_overcommit: Annotated[float, Field(strict=True, ge=1.0, le=16.0)] | None = None
+    ha: HaPatch | None = None
 
 
 class ClusterPatch(Value):
@@ -348,3 +375,34 @@ class TraceAsk(Value):
     to: Annotated[str, StringConstraints(min_length=1, max_length=63)]
     protocol: Literal["tcp", "udp", "icmp"]
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
+
+
+class BmcAsk(Value):
+    """Without a body's `bmc` the node has none any more. The password is shown by no answer."""
+
+    bmc: BmcSpec | None = None
+    password: Annotated[str, StringConstraints(max_length=256)] = ""
+
+
+class HaCluster(Answer):
+    cluster: str
+    settings: HaSettings
+    detection_s: float
+
+
+class HaCondition(Answer):
+    """Why nothing is done although a node is missing."""
+
+    node: str
+    message: str
+
+
+class HaOut(Answer):
+    clusters: list[HaCluster]
+    conditions: list[HaCondition]
+    incidents: list[Incident]
+
+
+class IncidentPage(Answer):
+    items: list[Incident]
+    next: str | None

@@ -46,6 +46,7 @@ class Root(LazyGroup):
         "disk-type": Entry("scloud.cli.disk_type:app", "Which kinds of disks there are to choose from.", STORE),
         "manager": Entry("scloud.cli.manager:app", "The manager that leads, and its standbys.", ADMIN),
         "cluster": Entry("scloud.cli.cluster:app", "Groups of nodes of one architecture.", ADMIN),
+        "ha": Entry("scloud.cli.ha:app", "Nodes that are lost, and their VMs.", ADMIN),
         "account": Entry("scloud.cli.account:app", "Tenants.", ADMIN),
         "audit": Entry("scloud.cli.health:audit", "Compare what runs with what should; exit 1 if it differs.", ADMIN),
         "token": Entry("scloud.cli.token:app", "Secrets that programs and people log in with.", TOOLS),

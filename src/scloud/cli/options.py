@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from scloud.cli.session import RUN, Output
+
+
+class Switch(StrEnum):
+    """A value of options such as --ha."""
+
+    ON = "on"
+    OFF = "off"
 
 
 def _remember(value: Output) -> Output:

@@ -49,6 +49,7 @@ app.command("stop")(vm_actions.stop)
 app.command("reboot")(vm_actions.reboot)
 app.command("resize")(vm_actions.resize)
 app.command("rebuild")(vm_actions.rebuild)
+app.command("set")(vm_actions.set_values)
 add_rename(app, VM)
 
 

@@ -1,4 +1,4 @@
-"""`scloud vm start|stop|reboot|resize|rebuild`."""
+"""`scloud vm start|stop|reboot|resize|rebuild|set`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from scloud.cli.follow import settle
 from scloud.cli.human import parse_size
 from scloud.cli.looks import VM
-from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, TimeoutOption, WaitOption
-from scloud.cli.session import Output, parsed
+from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, Switch, TimeoutOption, WaitOption
+from scloud.cli.session import Output, connect, parsed, path
 from scloud.cli.standard import act, given
 
 
@@ -62,3 +63,24 @@ def rebuild(
 ) -> None:
     """Make a VM's system disk anew from an image. What was on it is lost; addresses and data disks stay."""
     act(VM, [name], "rebuild", given(image=image), How(output, wait, timeout), "rebuilt")
+
+
+def set_values(
+    name: NameArgument,
+    ha: Annotated[
+        Switch | None, typer.Option("--ha", help="Whether it is started elsewhere when its node is lost.")
+    ] = None,
+    ha_priority: Annotated[
+        int | None, typer.Option("--ha-priority", min=0, max=100, help="VMs with a higher one are started first.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Say what becomes of a VM when its node is lost."""
+    spec = given(ha=None if ha is None else ha is Switch.ON, ha_priority=ha_priority)
+    if not spec:
+        raise typer.BadParameter("say --ha or --ha-priority, or both")
+    with connect() as client:
+        answer = client.patch(path(VM.collection, name), {"spec": spec})
+        settle(client, answer, How(output, wait, timeout), "changed", "changed")

@@ -12,7 +12,7 @@ import typer
 
 from scloud.cli.follow import await_operations, settle
 from scloud.cli.human import parse_size
-from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, OutputOption, Switch, TimeoutOption, WaitOption
 from scloud.cli.output import Column, Resource, emit, say, show, table
 from scloud.cli.session import Output, connect, parsed, path
 from scloud.cli.standard import given
@@ -125,6 +125,18 @@ def create(
         str | None,
         typer.Option("--gpu-model", metavar="MODEL", help="Such as t4.", show_default="any", rich_help_panel=_PLACE),
     ] = None,
+    ha: Annotated[
+        Switch | None,
+        typer.Option(
+            "--ha", help="Start it elsewhere when its node is lost.", show_default="on", rich_help_panel=_PLACE
+        ),
+    ] = None,
+    ha_priority: Annotated[
+        int | None,
+        typer.Option(
+            "--ha-priority", min=0, max=100, help="Higher ones first.", show_default="50", rich_help_panel=_PLACE
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("--count", min=1, max=100, help="How many.", rich_help_panel=_PLACE)] = 1,
     dry_run: Annotated[
         bool,
@@ -147,6 +159,8 @@ def create(
         placement_group=placement_group,
         gpus=gpus,
         gpu_model=gpu_model,
+        ha=None if ha is None else ha is Switch.ON,
+        ha_priority=ha_priority,
     )
     if count > 1 and (disk or ip or nic):
         raise typer.BadParameter("--disk, --ip and --nic are for one VM and do not go with --count")

@@ -14,6 +14,7 @@ from typing import Any
 from scloud.controllers import deadlines, imports, node_state, placement, serving, snapshot_schedule, trash
 from scloud.controllers.bases import Bases
 from scloud.controllers.directory import Directory
+from scloud.controllers.ha.controller import HaController
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.intake import Intake
 from scloud.controllers.moving import Mover
@@ -25,7 +26,7 @@ from scloud.controllers.waiters import Waiters
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
-from scloud.store import operations, tokens
+from scloud.store import incidents, operations, tokens
 from scloud.store.database import Store, Tx
 from scloud.store.operations import WorkItem
 from scloud.store.resources import find
@@ -55,6 +56,7 @@ class Manager:
         self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.storage = StorageController(store, self.sessions)
+        self.ha = HaController(store, self.sessions, self.directory, self.caught_up, self.loads, self._give_up)
         self._loads: placement.Loads | None = None
         self._loads_at = 0.0
         self._touched: dict[str, None] = {}
@@ -83,6 +85,7 @@ class Manager:
                 group.create_task(self._work_forever())
                 group.create_task(self._tick_forever())
                 group.create_task(self.storage.run())
+                group.create_task(self.ha.run())
         finally:
             self.store.listeners.remove(self._on_commit)
             for task in list(self._running.values()):
@@ -91,6 +94,7 @@ class Manager:
     def _on_commit(self, keys: Iterable[str]) -> None:
         for key in keys:
             kind, _, id = key.partition("/")
+            self.ha.touched(kind, id)
             if kind in (Kind.STORAGE_CLUSTER, Kind.POOL, Kind.NODE):
                 self.storage.touched(kind, id)
             if kind == "work":
@@ -235,15 +239,17 @@ class Manager:
     # --- nodes
 
     async def connected(self, session: Session, have: dict[str, str]) -> None:
-        """A node is there: from now on it is told its wishes."""
+        """A node is there: when it is rid of what it must not have, it is told its wishes."""
         await self.sessions.add(session)
         self._missing_since.pop(session.node, None)
+        have = await self.ha.let_in(session, have)
         await self.store.write(lambda tx: node_state.arrived(tx, session.node, session.facts))
         await self.caught_up()
         session.start(have)
 
     def disconnected(self, session: Session) -> None:
         session.close()
+        self.ha.gone(session)
         if self.sessions.remove(session):
             self._missing_since[session.node] = asyncio.get_running_loop().time()
 
@@ -271,8 +277,7 @@ class Manager:
             log.warning(
                 "node %s has been silent for %.0f s; its connection is given up", session.node, now - session.last_heard
             )
-            self.disconnected(session)
-            await session.hang_up()
+            await self._give_up(session)
         lost = await self.store.read(lambda tx: self._lost_nodes(tx, now))
         for node in lost:
             since = now - self._missing_since.get(node, self._started_at)
@@ -281,6 +286,10 @@ class Manager:
         if overdue:
             connected = {session.node for session in self.sessions}
             await self.store.write(lambda tx: deadlines.expire(tx, overdue, connected))
+
+    async def _give_up(self, session: Session) -> None:
+        self.disconnected(session)
+        await session.hang_up()
 
     def _lost_nodes(self, tx: Tx, now: float) -> list[str]:
         grace = self.settings.node_grace_s
@@ -297,6 +306,7 @@ class Manager:
             events_before=tx.now - self.settings.event_days * day,
             operations_before=tx.now - self.settings.operation_days * day,
         )
+        incidents.forget_old(tx, tx.now - self.settings.incident_days * day)
         tokens.forget_requests(tx, tx.now - self.settings.idempotency_hours * 3600)
 
     async def call(self, node: str | None, what: str, method: str, timeout_s: float = 10.0, **params: Any) -> Any:

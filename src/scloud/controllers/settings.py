@@ -15,6 +15,8 @@ class Settings(Value):
     event_days: float = 30.0
     operation_days: float = 30.0
     idempotency_hours: float = 24.0
+    incident_days: float = 90.0
+    """How long the story of a lost node is kept after it has returned."""
     trash_hours: float = 24.0
     """How long a deleted disk of a shared pool can be had back."""
 
@@ -26,6 +28,7 @@ ACTION_SECONDS: dict[str, float] = {
     "vm.reboot": 60.0,
     "vm.resize": 60.0,
     "vm.rebuild": 300.0,
+    "vm.recover": 180.0,
     "image.import": 3600.0,
     "disk.create": 60.0,
     "storage-cluster.create": 600.0,

@@ -34,9 +34,9 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str
     """Break a node, or only its agent, or the manager (`node` = "manager"), or a storage daemon (`osd.3`); what was
     done, in words.
 
-    `kill` is SIGKILL to every process in it, and none is started again, but for a storage daemon, of which its node's
-    agent takes care; `partition` cuts it off from the manager and from the other nodes; `hang` stops every process in
-    it where it is.
+    `kill` is SIGKILL to every process in it, its wires cut, and none is started again, but for a storage daemon, of
+    which its node's agent takes care; `partition` cuts it off from the manager and from the other nodes; `hang` stops
+    every process in it where it is.
     """
     if "." in node:
         return _fail_daemon(plan, node, how)
@@ -50,6 +50,7 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str
     if how is How.HANG:
         return f"{signal_all(belongs, signal.SIGSTOP)} processes of {node} are stopped"
     _want(plan, f"agent-{node}", "leave")
+    wires.set_links(plan, node, "down")  # a machine without power answers nobody
     return f"{signal_all(belongs, signal.SIGKILL)} processes of {node} are killed"
 
 

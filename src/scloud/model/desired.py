@@ -147,6 +147,8 @@ class DesiredStore(Value):
     admin_key: str = ""
     """Only for the first start of a monitor: it puts client.admin into the new cluster."""
     bootstrap_key: str = ""
+    lease_s: float = 0.0
+    """Seconds without the cluster and the manager after which VMs with disks in it are switched off; 0 is never."""
     daemons: tuple[Annotated[MonDaemon | MgrDaemon | OsdDaemon, Field(discriminator="type")], ...] = ()
     absent: bool = False
 

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from scloud.model.base import Value
 from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni, worded
+from scloud.model.ha import HaSettings
 from scloud.model.snapshots import DiskLimits, SnapshotSchedule
 
 Id = Annotated[str, StringConstraints(max_length=32)]
@@ -42,11 +43,27 @@ class ClusterSpec(Value):
 
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
+    ha: HaSettings = HaSettings()
+
+
+class BmcSpec(Value):
+    """How the machine is switched off from outside (Redfish); the password is a secret of the node's."""
+
+    url: Annotated[
+        str,
+        StringConstraints(
+            max_length=256, pattern=worded(r"^https?://[^\s/@]+/?$", "http(s)://HOST or http(s)://HOST:PORT")
+        ),
+    ]
+    user: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    system: Annotated[str, StringConstraints(max_length=64, pattern=worded(r"^[A-Za-z0-9._-]*$", "a system's id"))] = ""
+    verify: Annotated[bool, Field(strict=True)] = True
 
 
 class NodeSpec(Value):
     cluster: Id
     cordoned: bool = False
+    bmc: BmcSpec | None = None
     labels: dict[
         Annotated[
             str,
@@ -224,6 +241,10 @@ class VmSpec(Value):
     user_data: UserData = ""
     restart_limit: Annotated[int, Field(ge=0, le=100)] = 5
     """Unexpected QEMU deaths within ten minutes after which the VM is left in `error`."""
+    ha: bool = True
+    """Whether it is restarted elsewhere when its node is lost; only possible with all its disks in pools."""
+    ha_priority: Annotated[int, Field(strict=True, ge=0, le=100)] = 50
+    """Higher ones are restarted first."""
     starts: int = 1
     reboots: int = 0
     force_stop: bool = False

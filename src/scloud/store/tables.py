@@ -171,3 +171,16 @@ sample = Table(
     Column("at", Float, primary_key=True),
     Column("used_mib", BigInteger, nullable=False),
 )
+
+incident = Table(
+    "incident",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("node", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("began_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("data", Text, nullable=False),
+    Index("ix_incident_state", "state"),
+    Index("ix_incident_node", "node", "id"),
+)

@@ -9,7 +9,7 @@ from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image, resolve_node, side_name
 from scloud.api.intents.disks import find_type, refuse_lost, size_of, usable
 from scloud.api.intents.networks import groups_for, make_nic
-from scloud.api.schemas import NicAsk, VmAsk, VmCreate
+from scloud.api.schemas import NicAsk, VmAsk, VmCreate, VmPatch
 from scloud.controllers import finishing, gpus, placement, serving, snapshots
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.gpus import refusal
@@ -65,6 +65,8 @@ def _spec(tx: Tx, account: str, ask: VmAsk) -> tuple[VmSpec, Resource]:
         restart_limit=ask.restart_limit,
         gpus=ask.gpus,
         gpu_model=ask.gpu_model,
+        ha=ask.ha,
+        ha_priority=ask.ha_priority,
     )
     return spec, image
 
@@ -279,10 +281,16 @@ def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, 
     )
 
 
-def rename(tx: Tx, account: str, ref: str, name: str) -> dict[str, Any]:
+def change(tx: Tx, account: str, ref: str, ask: VmPatch) -> dict[str, Any]:
+    """Its name, and what the manager alone has to know of it: whether and when it is restarted elsewhere."""
     vm = get(tx, Kind.VM, ref, account)
     refuse_while_leaving(vm)
-    row = save(tx, vm, name=name, spec=vm.spec_as(VmSpec))
+    update = ask.spec.model_dump(exclude_none=True) if ask.spec is not None else {}
+    if ask.name is None and not update:
+        raise invalid("name", "give a name or something of the spec")
+    row = save(tx, vm, name=ask.name, spec=vm.spec_as(VmSpec).model_copy(update=update))
+    if ask.name is None:
+        return accepted(begin_and_end(tx, "vm.update", row), row)
     return accepted(begin_and_end(tx, "vm.rename", row, "done; the guest takes its new name at its next start"), row)
 
 

@@ -22,20 +22,33 @@ from scloud.api.context import (
 from scloud.api.intents import storage_pools
 from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
-from scloud.api.schemas import Accepted, Answer, ClusterCreate, ClusterPatch, NodeAccepted, NodeCreate, RefPath
+from scloud.api.schemas import (
+    Accepted,
+    Answer,
+    BmcAsk,
+    ClusterCreate,
+    ClusterPatch,
+    ClusterPatchSpec,
+    NodeAccepted,
+    NodeCreate,
+    RefPath,
+)
 from scloud.api.storage_schemas import NodePatch
 from scloud.controllers import finishing, serving
+from scloud.controllers.ha.fencing import BMC_PASSWORD
 from scloud.controllers.rebalancing import rebalancing
 from scloud.controllers.storage.members import forget_node
-from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.ha import PROFILES
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import NodeStatus, Status
 from scloud.scheduler.weighers import fullness
 from scloud.store import nodes as usage
 from scloud.store import operations, tokens
+from scloud.store import secrets as node_secrets
 from scloud.store.database import Tx
-from scloud.store.resources import SYSTEM, create, get, on_node, refer, refuse_if_used, remove, save, using
+from scloud.store.resources import SYSTEM, all_of, create, get, on_node, refer, refuse_if_used, remove, save, using
 
 nodes = router_for(Kind.NODE)
 add_reading(nodes, Kind.NODE)
@@ -112,6 +125,24 @@ def _cordon(tx: Tx, ref: str, cordoned: bool) -> dict[str, object]:
     row = save(tx, row, spec=spec.model_copy(update={"cordoned": cordoned}))
     operations.record(tx, row, "info", "cordoned" if cordoned else "uncordoned")
     return accepted(begin_and_end(tx, action, row), row)
+
+
+@nodes.post("/{ref}/actions/bmc", status_code=202, response_model=Accepted)
+async def set_bmc(
+    request: Request, ref: RefPath, body: BmcAsk, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
+) -> Response:
+    """How its machine is switched off from outside (Redfish) when it is lost; without `bmc`, not at all."""
+
+    def change(tx: Tx) -> dict[str, object]:
+        row = get(tx, Kind.NODE, ref, SYSTEM)
+        if body.bmc is None:
+            node_secrets.forget(tx, row.id, BMC_PASSWORD)
+        else:
+            node_secrets.put(tx, row.id, BMC_PASSWORD, body.password)
+        row = save(tx, row, spec=row.spec_as(NodeSpec).model_copy(update={"bmc": body.bmc}))
+        return accepted(begin_and_end(tx, "node.bmc", row), row)
+
+    return await write(context, admin, change, request=request, key=key)
 
 
 @nodes.patch("/{ref}", status_code=202, response_model=Accepted)
@@ -197,7 +228,7 @@ async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, 
         row = get(tx, Kind.CLUSTER, ref, SYSTEM)
         spec = row.spec_as(ClusterSpec)
         if body.spec is not None:
-            spec = spec.model_copy(update={"cpu_overcommit": body.spec.cpu_overcommit})
+            spec = _patched(tx, spec, body.spec)
         row = save(tx, row, name=body.name, spec=spec)
         return accepted(begin_and_end(tx, "cluster.update", row), row)
 
@@ -267,6 +298,23 @@ async def rebalance(
         }
 
     return send(await context.store.read(read))
+
+
+def _patched(tx: Tx, spec: ClusterSpec, ask: ClusterPatchSpec) -> ClusterSpec:
+    if ask.cpu_overcommit is not None:
+        spec = spec.model_copy(update={"cpu_overcommit": ask.cpu_overcommit})
+    if ask.ha is None:
+        return spec
+    ha = PROFILES[ask.ha.profile] if ask.ha.profile is not None else spec.ha
+    ha = ha.model_copy(update=ask.ha.model_dump(exclude_none=True, exclude={"profile"}))
+    if ha.enabled and ha.lease_s >= ha.detection_s:
+        raise invalid(
+            "spec.ha.lease_s",
+            f"must be less than the {ha.detection_s:g} s after which a node counts as dead: its VMs end before",
+        )
+    for row in all_of(tx, Kind.STORAGE_CLUSTER):
+        tx.touch(row.key)  # its nodes are told their lease with it
+    return spec.model_copy(update={"ha": ha})
 
 
 @clusters.delete("/{ref}", status_code=202, response_model=Accepted)

@@ -22,11 +22,11 @@ from scloud.api.schemas import (
     RebuildAsk,
     RefFilter,
     RefPath,
-    Rename,
     ResizeAsk,
     ResourcePage,
     StopAsk,
     VmCreate,
+    VmPatch,
 )
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
@@ -100,9 +100,9 @@ async def create_vm(
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_vm(ref: RefPath, body: Rename, context: ContextDep, caller: CallerDep) -> Response:
-    """Give it another name."""
-    return await write(context, caller, lambda tx: vms.rename(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.name))
+async def change_vm(ref: RefPath, body: VmPatch, context: ContextDep, caller: CallerDep) -> Response:
+    """Give it another name, or say what becomes of it when its node is lost."""
+    return await write(context, caller, lambda tx: vms.change(tx, owner_for(tx, Kind.VM, ref, caller), ref, body))
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)

@@ -62,7 +62,7 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
         tx.touch(row.key)
     waits = changes.waits_for(found, look.view, reports) if found.deployed else ""
     settled = not seen.commanded and not seen.failures.get("") and seen.generation == row.generation
-    ready = not waits and all(found.secrets.get(f"granted/{node}") for node in found.sites)
+    ready = not waits and all(found.secrets.get(f"granted/{node}") for node in found.admitted)
     status = _status(tx, found, spec, seen, reports, waits, ready and settled, row.generation)
     _write(tx, found, status, seen.told)
     ending.update(
@@ -72,7 +72,7 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
         look.view,
         settled=settled,
         ready=ready,
-        joined=all(found.secrets.get(f"granted/{node}") for node in found.sites),
+        joined=all(found.secrets.get(f"granted/{node}") for node in found.admitted),
         waits=waits,
         track=seen.track,
         in_place=found.in_place(),

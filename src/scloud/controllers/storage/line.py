@@ -23,6 +23,8 @@ class Line:
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
         self._last: str | None = None
+        self.avoid: str | None = None
+        """A node that is not asked, because it is what this is about."""
 
     def connected(self, load: Load) -> int:
         """How many nodes could be asked."""
@@ -32,7 +34,7 @@ class Line:
         connected = [
             session
             for node in load.spec.nodes
-            if node not in load.spec.leaving and (session := self.sessions.get(node)) is not None
+            if node not in (*load.spec.leaving, self.avoid) and (session := self.sessions.get(node)) is not None
         ]
         if not connected:
             raise CloudError(

@@ -39,6 +39,11 @@ class Load:
         """Inside the cluster, of those that are to stay."""
         return sorted(name for pool in self.pools if not pool.leaving for name in pool.names)
 
+    @property
+    def admitted(self) -> list[str]:
+        """Its nodes but for those that are cut off."""
+        return [node for node in self.sites if rows.fenced_secret(node) not in self.secrets]
+
     def in_place(self) -> set[str]:
         """Uuids of devices to be replaced whose data have nowhere else to go."""
         waiting = {device.uuid for device in self.spec.devices if device.out and device.replace_path is not None}
@@ -52,7 +57,7 @@ class Load:
         """By node: its client as it is to be."""
         caps = client_caps(self.pool_names)
         found = {}
-        for node in self.sites:
+        for node in self.admitted:
             client = rows.client_of(self.secrets, node)
             if client is not None:
                 found[node] = Entity(f"client.{client[0]}", client[1], caps)
@@ -70,12 +75,12 @@ class Load:
         return wanted
 
     def former_clients(self) -> dict[str, str]:
-        """By node: entities of nodes that are no longer part of the cluster, or all of them once it is let go."""
+        """By node: entities of nodes that are no longer part of the cluster, or cut off; or all once it is let go."""
         found = {}
         for name in self.secrets:
             kind, _, node = name.partition("/")
             client = rows.client_of(self.secrets, node) if kind == "client" else None
-            if client is not None and (node not in self.sites or self.leaving):
+            if client is not None and (node not in self.admitted or self.leaving):
                 found[node] = f"client.{client[0]}"
         return found
 

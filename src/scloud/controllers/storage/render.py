@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from scloud.controllers.storage import rows
 from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon, StorePool
+from scloud.model.ha import HaSettings
 from scloud.model.kinds import State
+from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.storage import StorageClusterSpec
 from scloud.reconcile.ceph.layout import Site, addresses_in
 from scloud.store.database import Tx
-from scloud.store.resources import Resource
+from scloud.store.resources import Resource, find
 from scloud.store.secrets import secrets_of
 
 
@@ -32,15 +34,23 @@ def stores(tx: Tx, row: Resource) -> dict[str, DesiredStore]:
             for id, pool in sorted(made.items())
             if reach is not None and set(pool.names) <= set(reach)
         )
+        ha = _ha_of(tx, node)
         result[node] = _store(row, spec, secrets, sites, site).model_copy(
             update={
                 "client": name,
                 "client_key": key if reach is not None else "",
                 "pools": pools,
+                "lease_s": ha.lease_s if ha.enabled else 0.0,
                 "absent": gone or _emptied(spec, node),
             }
         )
     return result
+
+
+def _ha_of(tx: Tx, node: str) -> HaSettings:
+    row = find(tx, node)
+    cluster = find(tx, row.spec_as(NodeSpec).cluster) if row is not None else None
+    return cluster.spec_as(ClusterSpec).ha if cluster is not None else HaSettings()
 
 
 def _emptied(spec: StorageClusterSpec, node: str) -> bool:

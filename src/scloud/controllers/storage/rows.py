@@ -33,6 +33,11 @@ def granted_secret(node: str) -> str:
     return f"granted/{node}"
 
 
+def fenced_secret(node: str) -> str:
+    """There while the node is cut off: the cluster is not to know its key."""
+    return f"fenced/{node}"
+
+
 def client_name(node_name: str) -> str:
     """A node's cephx name, without `client.`."""
     return f"scloud-{node_name}"

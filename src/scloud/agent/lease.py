@@ -1,0 +1,127 @@
+"""Self-fencing: VMs whose disks others may open run here only as long as that is certainly right.
+
+A node asks each storage cluster again and again whether it was cut off: while it hears that it was not, the VMs with
+disks there may run. Without an answer for as long as its lease, and without the manager as well, it switches them off:
+it is cut off from everything, and others may be about to start them. While only the manager is away, they go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, Protocol
+
+from scloud.agent.journal import Journal
+from scloud.agent.stores import Stores
+from scloud.model.desired import DesiredDisk, DesiredStore
+from scloud.model.errors import CloudError, ErrorKind
+
+log = logging.getLogger(__name__)
+
+ASKS = 4
+"""How often a lease is renewed in its own time."""
+MANAGER_S = 2.0
+"""A manager that does not answer within so many seconds is away."""
+IDLE_S = 5.0
+"""How soon a storage cluster that this node is newly told of has a lease."""
+Answer = Literal["kept", "cut off", "silent"]
+
+
+class Guests(Protocol):
+    async def switch_off(self, disks: Iterable[str], why: str) -> list[str]:
+        """Every running VM that has one of these disks; `CloudError` if that is not certain."""
+        ...
+
+
+class Leases:
+    """`run` until cancelled. `manager_answers` asks it anew, over a connection of its own."""
+
+    def __init__(
+        self,
+        node: str,
+        stores: Stores,
+        journal: Journal,
+        guests: Guests,
+        manager_answers: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._node = node
+        self._stores = stores
+        self._journal = journal
+        self._guests = guests
+        self._manager_answers = manager_answers
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                for key, item in self._journal.desired.items():
+                    if isinstance(item, DesiredStore) and item.lease_s > 0 and key not in self._tasks:
+                        self._tasks[key] = task = loop.create_task(self._keep(key), name=f"lease {key}")
+                        task.add_done_callback(lambda _, key=key: self._tasks.pop(key, None))  # type: ignore[misc]
+                await asyncio.sleep(IDLE_S)
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, key: str) -> None:
+        """One storage cluster's lease, until it has none here any more."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        asking: asyncio.Task[Answer] | None = None
+        try:
+            while (store := self._store(key)) is not None:
+                step = store.lease_s / ASKS
+                began = loop.time()
+                if asking is None:
+                    asked_at, asking = began, loop.create_task(self._ask(store))
+                await asyncio.wait([asking], timeout=step)
+                if asking.done():
+                    answer, asking = asking.result(), None
+                    if answer == "kept":
+                        renewed = max(renewed, asked_at)
+                    elif answer == "cut off":
+                        await self._give_up(store, "this node was cut off from their storage cluster")
+                if loop.time() - renewed > store.lease_s - MANAGER_S and not await self._manager_answers():
+                    await asyncio.sleep(renewed + store.lease_s - loop.time())
+                    if asking is None or not asking.done():
+                        silent = loop.time() - renewed
+                        await self._give_up(
+                            store, f"neither their storage cluster nor the manager has answered for {silent:.1f} s"
+                        )
+                await asyncio.sleep(max(began + step - loop.time(), 0.05))
+        finally:
+            if asking is not None:
+                asking.cancel()
+
+    def _store(self, key: str) -> DesiredStore | None:
+        item = self._journal.desired.get(key)
+        return item if isinstance(item, DesiredStore) and item.lease_s > 0 and not item.absent else None
+
+    async def _ask(self, store: DesiredStore) -> Answer:
+        """A thread inside may hang for longer than a lease: nobody waits for it."""
+        if not self._disks(store):
+            return "kept"
+        try:
+            for pool in store.pools[:1]:
+                if await self._stores.of(pool.id).is_fenced(self._node):
+                    return "cut off"
+        except CloudError as error:
+            return "cut off" if error.kind == ErrorKind.CONFLICT else "silent"
+        except OSError:
+            return "silent"
+        return "kept"
+
+    def _disks(self, store: DesiredStore) -> list[str]:
+        pools = {pool.id for pool in store.pools}
+        items = self._journal.desired.values()
+        return [item.id for item in items if isinstance(item, DesiredDisk) and item.pool in pools]
+
+    async def _give_up(self, store: DesiredStore, why: str) -> None:
+        try:
+            await self._guests.switch_off(self._disks(store), why)
+        except (CloudError, OSError) as error:
+            log.error("VMs could not be switched off although %s: %s", why, error)

@@ -1,0 +1,412 @@
+"""High availability: watches the nodes, and deals with each that is lost, from the verdict to its return.
+
+What is being done is in the incident's row; a manager that is killed goes on with it. What was seen before the verdict
+(missing heartbeats, probes under way) is in memory alone: the next manager watches anew, from its own beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from scloud.controllers import node_state
+from scloud.controllers.directory import Directory
+from scloud.controllers.ha import recovery as moves
+from scloud.controllers.ha.fencing import Fencer, admit, keep_out
+from scloud.controllers.sessions import Session, Sessions
+from scloud.model.desired import DesiredDisk, DesiredVm
+from scloud.model.errors import CloudError
+from scloud.model.ha import HaSettings, Incident, IncidentState, Moment
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import ClusterSpec, NodeSpec
+from scloud.model.statuses import NodeStatus
+from scloud.model.storage import StorageClusterSpec
+from scloud.reconcile.ha import detector
+from scloud.reconcile.ha.detector import Answers, Death, NodeView, ProbeOrder
+from scloud.reconcile.ha.recovery import stale
+from scloud.store import incidents, operations
+from scloud.store.database import Store, Tx
+from scloud.store.resources import Resource, all_of, find, find_many, save
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+AGAIN_S = 2.0
+"""Until fencing that is not certain yet is tried again, and room is looked for again."""
+EVICT_S = 60.0
+PROBE_MORE_S = 5.0
+INCIDENT_PREFIX = "inc"
+
+
+class HaController:
+    """`caught_up` returns once the directory knows every commit; `loads` is what the scheduler is told; `drop` gives a
+    connection up."""
+
+    def __init__(
+        self,
+        store: Store,
+        sessions: Sessions,
+        directory: Directory,
+        caught_up: Callable[[], Awaitable[None]],
+        loads: Callable[[], Mapping[str, float]],
+        drop: Callable[[Session], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._directory = directory
+        self._caught_up = caught_up
+        self._loads = loads
+        self._drop = drop
+        self._fencer = Fencer(store, sessions)
+        self._heard: dict[str, float] = {}
+        self._nodes: tuple[NodeView, ...] | None = None
+        self._memory: detector.Memory | None = None
+        self._results: dict[str, dict[str, Answers]] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._woken: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._concerned: dict[str, str] = {}
+        self.conditions: tuple[tuple[str, str], ...] = ()
+        """(node id, why nothing is done although it is missing)."""
+
+    # --- hearing
+
+    def touched(self, kind: str, id: str) -> None:
+        """A row has changed."""
+        if kind in (Kind.NODE, Kind.CLUSTER, "incident"):
+            self._nodes = None
+        if kind == Kind.NODE:
+            for event in self._woken.values():
+                event.set()
+        elif id in self._concerned:
+            self._woken[self._concerned[id]].set()
+
+    def gone(self, session: Session) -> None:
+        """A connection has ended."""
+        self._heard[session.node] = max(session.last_heard, self._heard.get(session.node, 0.0))
+
+    # --- watching
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._memory = detector.beginning(loop.time())
+        try:
+            for incident in await self._store.read(incidents.open_ones):
+                self._deal_with(incident)
+            while True:
+                try:
+                    await self._look()
+                except Exception:
+                    log.exception("looking for lost nodes failed; it is tried again")
+                await asyncio.sleep(TICK_S)
+        finally:
+            for task in list(self._tasks.values()):
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _look(self) -> None:
+        if self._nodes is None:
+            self._nodes = ()
+            self._nodes = await self._store.read(_views)
+        assert self._memory is not None
+        now = asyncio.get_running_loop().time()
+        views = tuple(self._heard_of(view) for view in self._nodes)
+        results, self._results = self._results, {}
+        decision = detector.detect(now, views, self._memory, results)
+        self._memory = decision.memory
+        await self._tell(decision.conditions)
+        for order in decision.probe:
+            asyncio.get_running_loop().create_task(self._probe(order), name=f"probe {order.node}")
+        for death in decision.dead:
+            session = self._sessions.get(death.node)
+            if session is not None:
+                await self._drop(session)
+            incident = await self._declare(death, now)
+            if incident is not None:
+                self._deal_with(incident)
+
+    def _heard_of(self, view: NodeView) -> NodeView:
+        session = self._sessions.get(view.id)
+        heard = session.last_heard if session is not None else None
+        last = self._heard.get(view.id)
+        best = max((moment for moment in (heard, last) if moment is not None), default=None)
+        return NodeView(view.id, view.name, best, view.addresses, view.settings, session is not None, view.settled)
+
+    async def _tell(self, conditions: tuple[tuple[str, str], ...]) -> None:
+        """A condition is an event when it begins."""
+        before, self.conditions = dict(self.conditions), conditions
+        fresh = [(node, words) for node, words in conditions if before.get(node) != words]
+        if fresh:
+            await self._store.write(lambda tx: _record(tx, fresh))
+
+    async def _probe(self, order: ProbeOrder) -> None:
+        async def ask(prober: str, pairs: tuple[tuple[str, str | None], ...]) -> Answers:
+            session = self._sessions.get(prober)
+            if session is None:
+                return Answers(failed="it went away itself")
+            addresses = sorted({one for pair in pairs for one in pair if one is not None})
+            limit = order.count * order.interval_s + PROBE_MORE_S
+            try:
+                heard = await session.call(
+                    "probe", limit, addresses=addresses, count=order.count, interval_s=order.interval_s
+                )
+            except CloudError as error:
+                return Answers(failed=error.message)
+            return Answers({str(address): int(count) for address, count in heard.items()})
+
+        answers = await asyncio.gather(*(ask(prober, pairs) for prober, pairs in order.asks.items()))
+        self._results[order.node] = dict(zip(order.asks, answers, strict=True))
+
+    async def _declare(self, death: Death, now: float) -> Incident | None:
+        """The verdict, with all that led to it."""
+        wall = self._store.clock() - now
+
+        def write(tx: Tx) -> Incident | None:
+            row = find(tx, death.node)
+            if row is None or incidents.open_of(tx, row.id) is not None:
+                return None
+            seen = death.suspicion
+            order = seen.order
+            assert order is not None and seen.probed_at is not None
+            names = [one.name for id in order.asks if (one := find(tx, id)) is not None]
+            missed = int(seen.probed_at - seen.heard_at)
+            moments = (
+                Moment(at=wall + seen.heard_at, what="heard", text="last sign of life"),
+                Moment(at=wall + seen.noted_at, what="missed", text="heartbeats are missing"),
+                Moment(
+                    at=wall + seen.probed_at,
+                    what="suspected",
+                    text=f"nothing heard for {missed} s; {', '.join(names)} probe it on layer 2",
+                ),
+                Moment(at=wall + now, what="probed", text=death.words),
+                Moment(at=tx.now, what="dead", text="it is taken for dead"),
+            )
+            incident = Incident(
+                id=tx.new_id(INCIDENT_PREFIX),
+                node=row.id,
+                node_name=row.name,
+                state=IncidentState.FENCING,
+                reason="being cut off from its storage",
+                began_at=wall + seen.heard_at,
+                moments=moments,
+            )
+            operations.record(tx, row, "error", f"it is taken for dead: {death.words}")
+            node_state.lost(tx, row.id, now - death.heard_at)
+            return incidents.save(tx, incident)
+
+        return await self._store.write(write)
+
+    # --- dealing with one
+
+    def _deal_with(self, incident: Incident) -> None:
+        if incident.id not in self._tasks:
+            task = asyncio.get_running_loop().create_task(self._deal(incident), name=f"incident {incident.node_name}")
+            self._tasks[incident.id] = task
+            task.add_done_callback(lambda _: self._tasks.pop(incident.id, None))
+
+    async def _deal(self, incident: Incident) -> None:
+        woken = self._woken[incident.id]
+        try:
+            while True:
+                woken.clear()
+                try:
+                    async with self._locks[incident.node]:
+                        found = await self._step(incident.id)
+                except Exception:
+                    log.exception("dealing with node %s failed; it is tried again", incident.node_name)
+                    found = incident
+                if found is None or not found.open:
+                    return
+                self._concerned |= {item.vm: found.id for item in found.vms}
+                calm = found.state is IncidentState.RECOVERED
+                try:
+                    async with asyncio.timeout(60.0 if calm else AGAIN_S):
+                        await woken.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            self._woken.pop(incident.id, None)
+            self._concerned = {vm: id for vm, id in self._concerned.items() if id != incident.id}
+
+    async def _step(self, id: str) -> Incident | None:
+        incident = await self._store.read(lambda tx: incidents.find(tx, id))
+        if incident is None or not incident.open:
+            return incident
+        node = incident.node
+        if await self._store.read(lambda tx: find(tx, node)) is None:
+            return await self._store.write(lambda tx: _close(tx, id, "it was taken out of the cloud"))
+        if incident.state is IncidentState.FENCING:
+            if node in self._sessions:
+                if not incident.attempted:
+                    return await self._store.write(
+                        lambda tx: _close(tx, id, "it was heard again before anything was done")
+                    )
+                return incident  # it is about to be let in
+            if not incident.attempted:
+                incident = await self._store.write(lambda tx: _attempt(tx, id))
+            await self._fence(incident)
+        loads = self._loads()
+        return await self._store.write(lambda tx: _recover(tx, id, loads))
+
+    async def _fence(self, incident: Incident) -> None:
+        told: list[asyncio.Task[Any]] = []
+        loop = asyncio.get_running_loop()
+
+        def note(what: str, text: str, key: str = "", cut: str = "", power_off: bool = False) -> None:
+            at = self._store.clock()
+            told.append(
+                loop.create_task(
+                    self._store.write(lambda tx: _note(tx, incident.id, at, what, text, key, cut, power_off))
+                )
+            )
+
+        await self._fencer.fence(incident, note)
+        if told:
+            await asyncio.gather(*told)
+
+    # --- a node that returns
+
+    async def let_in(self, session: Session, have: dict[str, str]) -> dict[str, str]:
+        """Before a node that has connected is told anything: it is rid of what it must not have, then let in.
+
+        Returns what it has after that. `CloudError` if it cannot be certain; the node then dials again.
+        """
+        node = session.node
+        async with self._locks[node]:
+            await self._caught_up()
+            incident = await self._store.read(lambda tx: incidents.open_of(tx, node))
+            fenced = incident is not None and incident.attempted
+            mine = [key.removeprefix("vm/") for key in have if key.startswith("vm/")]
+            elsewhere = await self._store.read(lambda tx: _elsewhere(tx, node, mine))
+            evicted = stale(mine, elsewhere, self._wished(node), fenced=fenced)
+            if incident is not None:
+                await self._store.write(lambda tx: _moment(tx, incident.id, "back", "it has connected"))
+            if evicted:
+                log.warning("node %s is rid of %s before it is let in", node, ", ".join(evicted))
+                await session.call("evict", EVICT_S, vms=evicted)
+            if incident is not None:
+                cleaned = f"{len(evicted)} stale VMs are removed from it" if evicted else "it has no stale VMs"
+                await self._store.write(lambda tx: _moment(tx, incident.id, "cleaned", cleaned))
+                if fenced:
+                    await self._fencer.unfence(node)
+                await self._store.write(lambda tx: _admit(tx, incident.id))
+        # What was removed is told anew if it is to be there, and forgotten if not.
+        return have | {f"vm/{vm}": "" for vm in evicted}
+
+    def _wished(self, node: str) -> dict[str, bool]:
+        """The VMs that a node is to have, with whether they have disks in a pool."""
+        found = {}
+        for key in self._directory.wishes(node):
+            entry = self._directory.wish(node, key)
+            if entry is not None and isinstance(entry[0], DesiredVm):
+                disks = [self._directory.wish(node, f"disk/{disk.id}") for disk in entry[0].disks]
+                found[entry[0].id] = any(
+                    disk is None or (isinstance(disk[0], DesiredDisk) and disk[0].pool is not None) for disk in disks
+                )
+        return found
+
+
+# --- transactions
+
+
+def _views(tx: Tx) -> tuple[NodeView, ...]:
+    settings = {row.id: row.spec_as(ClusterSpec).ha for row in all_of(tx, Kind.CLUSTER)}
+    settled = {incident.node for incident in incidents.open_ones(tx)}
+    views = []
+    for row in all_of(tx, Kind.NODE):
+        status = row.status_as(NodeStatus)
+        if status.state not in (State.READY, State.DOWN):
+            continue
+        addresses = tuple(dict.fromkeys(one for one in (status.tunnel_ip, status.storage_ip) if one))
+        ha = settings.get(row.spec_as(NodeSpec).cluster, HaSettings())
+        views.append(NodeView(row.id, row.name, None, addresses, ha, settled=row.id in settled))
+    return tuple(views)
+
+
+def _elsewhere(tx: Tx, node: str, vms: list[str]) -> set[str]:
+    rows = find_many(tx, vms)
+    return {id for id, row in rows.items() if row.kind == Kind.VM and row.node != node}
+
+
+def _record(tx: Tx, conditions: list[tuple[str, str]]) -> None:
+    for node, words in conditions:
+        row = find(tx, node)
+        if row is not None:
+            operations.record(tx, row, "warning", words)
+
+
+def _moment(tx: Tx, id: str, what: str, text: str) -> None:
+    _note(tx, id, tx.now, what, text, "", "", False)
+
+
+def _note(tx: Tx, id: str, at: float, what: str, text: str, key: str, cut: str, power_off: bool) -> None:
+    incident = incidents.find(tx, id)
+    if incident is None:
+        return
+    last = [one for one in incident.moments if one.what == what][-1:]
+    moments = incident.moments
+    if not last or last[0].text != text:  # what fails again in the same way is one line
+        moments = (*moments, Moment.model_validate({"at": at, "what": what, "text": text}))
+    update = {
+        "moments": moments,
+        "keys": tuple(dict.fromkeys((*incident.keys, *([key] if key else [])))),
+        "cut": tuple(dict.fromkeys((*incident.cut, *([cut] if cut else [])))),
+        "power_off": incident.power_off or power_off,
+    }
+    incidents.save(tx, incident.model_copy(update=update))
+
+
+def _attempt(tx: Tx, id: str) -> Incident:
+    incident = incidents.find(tx, id)
+    assert incident is not None
+    keep_out(tx, incident.node)
+    moment = Moment(at=tx.now, what="fencing", text="it is being cut off from its storage")
+    return incidents.save(tx, incident.model_copy(update={"attempted": True, "moments": (*incident.moments, moment)}))
+
+
+def _recover(tx: Tx, id: str, loads: Mapping[str, float]) -> Incident | None:
+    incident = incidents.find(tx, id)
+    if incident is None or not incident.open:
+        return incident
+    clusters = frozenset(row.id for row in all_of(tx, Kind.STORAGE_CLUSTER) if _reaches(row, incident.node))
+    certain = moves.fences(incident).certain(clusters)
+    if certain and not incident.fenced:
+        moves.unheld(tx, incident.node)
+        incident = incidents.save(tx, incident.model_copy(update={"fenced": True}))
+    found = moves.recover(tx, id, loads)
+    if found is not None and found.state is IncidentState.RECOVERED and incident.state is not IncidentState.RECOVERED:
+        row = find(tx, incident.node)
+        if row is not None:
+            reason = "lost, and kept out until it is back and clean: `scloud ha log` tells what became of its VMs"
+            save(tx, row, status=row.status_as(NodeStatus).model_copy(update={"state": State.DOWN, "reason": reason}))
+    return found
+
+
+def _reaches(row: Resource, node: str) -> bool:
+    return node in row.spec_as(StorageClusterSpec).nodes
+
+
+def _admit(tx: Tx, id: str) -> None:
+    incident = incidents.find(tx, id)
+    if incident is None:
+        return
+    admit(tx, incident.node)
+    _moment(tx, id, "let in", "it is a node as any other again")
+    _close(tx, id, "the node is back")
+
+
+def _close(tx: Tx, id: str, words: str) -> Incident | None:
+    incident = incidents.find(tx, id)
+    if incident is None or not incident.open:
+        return incident
+    update = {
+        "state": IncidentState.CLOSED,
+        "reason": words,
+        "ended_at": tx.now,
+        "moments": (*incident.moments, Moment(at=tx.now, what="closed", text=words)),
+    }
+    return incidents.save(tx, incident.model_copy(update=update))

@@ -1,0 +1,170 @@
+"""Giving the VMs of a lost node to others. Each function runs in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scloud.controllers import placement, serving
+from scloud.controllers.settings import seconds_for
+from scloud.model.ha import Incident, IncidentState, Moment, VmRecovery
+from scloud.model.kinds import Kind, State
+from scloud.model.specs import DiskSpec, VmSpec
+from scloud.model.statuses import DiskStatus, VmStatus
+from scloud.model.storage import PoolSpec
+from scloud.reconcile.ha.recovery import Fences, LostVm, left_behind, order
+from scloud.store import incidents, nodes, operations
+from scloud.store.database import Tx
+from scloud.store.resources import Resource, find, find_many, on_node, save
+
+ACTION = "vm.recover"
+
+
+def fences(incident: Incident) -> Fences:
+    return Fences(frozenset(incident.cut), frozenset(incident.keys), incident.power_off)
+
+
+def lost_vms(tx: Tx, node: str) -> dict[str, tuple[Resource, LostVm]]:
+    """What the database says is on the node."""
+    found = {}
+    for row in on_node(tx, Kind.VM, node):
+        spec = row.spec_as(VmSpec)
+        disks, _nics = placement.attached(tx, row)
+        specs = [(disk, disk.spec_as(DiskSpec)) for disk in disks]
+        pools = find_many(tx, {one.pool for _, one in specs if one.pool is not None})
+        found[row.id] = (
+            row,
+            LostVm(
+                id=row.id,
+                name=row.name,
+                on=spec.power == "on",
+                ha=spec.ha,
+                priority=spec.ha_priority,
+                leaving=row.gone or row.state == State.DELETING,
+                local=tuple(sorted(disk.name for disk, one in specs if one.pool is None)),
+                pinned=spec.node is not None,
+                clusters=frozenset(pool.spec_as(PoolSpec).cluster for pool in pools.values()),
+            ),
+        )
+    return found
+
+
+def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
+    """One more look at an incident: place what can be placed, note what has come to run."""
+    incident = incidents.find(tx, id)
+    if incident is None or not incident.open:
+        return incident
+    lost = lost_vms(tx, incident.node)
+    known = {item.vm: item for item in incident.vms}
+    moments: list[Moment] = []
+    for vm, words in left_behind(item for _, item in lost.values()).items():
+        known[vm] = _left(known.get(vm), vm, lost[vm][0].name, words)
+    certain = fences(incident)
+    for item in order(item for _, item in lost.values()):
+        row = lost[item.id][0]
+        if not certain.certain(item.clusters):
+            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="pending", reason="its node is not cut off")
+            continue
+        home, words = _move(tx, row, incident.node_name, loads)
+        if home is None:
+            told = known.get(item.id)
+            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="waiting", reason=words)
+            if told is None or told.reason != words:
+                moments.append(Moment(at=tx.now, what="waiting", text=f"{item.name}: {words}"))
+        else:
+            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="placed", node=home, placed_at=tx.now)
+            moments.append(Moment(at=tx.now, what="placed", text=f"{item.name} on {home}"))
+    rows = find_many(tx, [vm for vm, item in known.items() if item.state == "placed" or vm not in lost])
+    for vm, before in known.items():
+        if vm in lost:
+            continue
+        known[vm] = seen = _seen(tx, before, rows.get(vm))
+        if seen.state != before.state and seen.state == "running":
+            moments.append(Moment(at=seen.running_at or tx.now, what="running", text=f"{seen.name} on {seen.node}"))
+    after = _concluded(tx, incident, known.values(), moments)
+    return incident if after == incident else incidents.save(tx, after)
+
+
+def _left(before: VmRecovery | None, vm: str, name: str, words: str) -> VmRecovery:
+    return (
+        before
+        if before is not None and before.reason == words
+        else VmRecovery(vm=vm, name=name, state="left", reason=words)
+    )
+
+
+def _seen(tx: Tx, item: VmRecovery, row: Resource | None) -> VmRecovery:
+    """A VM that is not on the lost node any more."""
+    if row is None or row.gone or row.state == State.DELETING:
+        return item.model_copy(update={"state": "gone", "reason": "it was deleted"})
+    if item.state not in ("placed", "pending", "waiting", "left"):
+        return item
+    node = find(tx, row.node) if row.node else None
+    update: dict[str, object] = {"node": node.name if node is not None else None}
+    if row.state == State.RUNNING:
+        update |= {"state": "running", "running_at": row.updated_at, "reason": ""}
+    elif row.state == State.STOPPED:
+        update |= {"state": "stopped", "reason": ""}
+    else:
+        update |= {"state": "placed", "reason": row.status_as(VmStatus).reason}
+    return item.model_copy(update=update)
+
+
+def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str | None, str]:
+    """(the name of its new node, "") or (None, why there is none). Its node was cut off for certain."""
+    disks, nics = placement.attached(tx, vm)
+    spec = vm.spec_as(VmSpec)
+    pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
+    request = placement.request_for(tx, spec, 0, exclude=vm.id, pools=pools)
+    home = placement.find_home(tx, vm.account, request, loads)
+    if home is None:
+        words = f"waits for room: {placement.plan(tx, vm.account, request, loads).explain()}"
+        status = vm.status_as(VmStatus)
+        if status.reason != words:
+            save(tx, vm, status=status.model_copy(update={"state": State.UNKNOWN, "reason": words}))
+        return None, words
+    assert vm.node is not None
+    nodes.promise(tx, vm.node, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    vm = save(tx, vm, node=None)
+    freed = []
+    for disk in disks:
+        free = disk.status_as(DiskStatus).model_copy(update={"held": False})
+        freed.append(save(tx, disk, status=free))
+    placement.settle(tx, vm, home, freed, nics)
+    words = f"node {lost} was lost; it is started on {home.name}"
+    vm = find(tx, vm.id) or vm
+    if spec.power == "on":
+        moved = vm.status_as(VmStatus).model_copy(update={"state": State.STARTING, "reason": words})
+        vm = save(tx, vm, status=moved)
+        if not any(op.action == ACTION for op in operations.open_for(tx, vm.id)):
+            operations.begin(tx, ACTION, vm, seconds=seconds_for(ACTION), message=words)
+    operations.record(tx, vm, "warning", words)
+    return home.name, ""
+
+
+def _concluded(tx: Tx, incident: Incident, vms: Iterable[VmRecovery], moments: list[Moment]) -> Incident:
+    """What is left to do decides the state."""
+    items = tuple(sorted(vms, key=lambda item: item.vm))
+    states = {item.state for item in items}
+    if not incident.fenced and incident.state == IncidentState.FENCING:
+        state, reason = IncidentState.FENCING, incident.reason
+    elif states & {"placed", "pending"}:
+        state, reason = IncidentState.RECOVERING, ""
+    elif "waiting" in states:
+        waiting = [item.name for item in items if item.state == "waiting"]
+        state = IncidentState.WAITING
+        reason = f"no room for {', '.join(waiting[:5])}; tried again as soon as there is some"
+    else:
+        state, reason = IncidentState.RECOVERED, "the node is kept out until it is back and clean"
+    if state is IncidentState.RECOVERED and incident.state is not state:
+        ran = sum(item.state == "running" for item in items)
+        stay = sum(item.state == "left" for item in items)
+        moments.append(Moment(at=tx.now, what="recovered", text=f"{ran} VMs run elsewhere, {stay} stay with the node"))
+    update = {"state": state, "reason": reason, "vms": items, "moments": (*incident.moments, *moments)}
+    return incident.model_copy(update=update)
+
+
+def unheld(tx: Tx, node: str) -> None:
+    """Disks that only the node served: it is cut off, so others serve them."""
+    for disk in on_node(tx, Kind.DISK, node):
+        if disk.spec_as(DiskSpec).pool is not None and not disk.status_as(DiskStatus).held:
+            serving.serve(tx, disk, without=node)
