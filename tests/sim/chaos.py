@@ -25,6 +25,8 @@ class Chaos:
             (3, self._agent_hangs),
             (3, self._power_failure),
             (4, self._partition),
+            (5, self._cut_off),
+            (4, self._dead_for_a_while),
             (3, self._wire_breaks),
             (2, self._lossy_wire),
             (3, self._libvirtd),
@@ -69,8 +71,8 @@ class Chaos:
             node.hardware.repair()
             for domain in node.hardware.host.domains.values():
                 domain.deaf = False
-            if node.wire.dropping:
-                node.wire.heal()
+            node.off = False
+            node.mend()
             if node.life is not None:
                 node.life.kill_at = None
                 if node.life.paused:
@@ -82,7 +84,7 @@ class Chaos:
         if self._world.manager.life is None:
             self._world.manager.start()
         for node in self._world.nodes:
-            if node.life is None:
+            if node.life is None and not node.off:
                 node.start()
 
     def _node(self) -> AgentProcess:
@@ -123,7 +125,7 @@ class Chaos:
         await asyncio.sleep(2.0)
         life.kill()
         await asyncio.sleep(self._rng.choice([0.05, 0.5, 6.0]))
-        if node.life is None:
+        if node.life is None and not node.off:
             node.start()
 
     async def _agent_hangs(self) -> None:
@@ -140,6 +142,19 @@ class Chaos:
         node = self._node()
         node.reboot()
         await asyncio.sleep(self._pause())
+        if node.life is None and not node.off:
+            node.start()
+
+    async def _dead_for_a_while(self) -> None:
+        """Long enough to be taken for dead."""
+        node = self._node()
+        if node.off:
+            return
+        node.reboot()
+        node.off = True
+        await asyncio.sleep(self._rng.choice([9.0, 20.0, 40.0]))
+        node.off = False
+        self._world.note(f"{node.name} has power again")
         if node.life is None:
             node.start()
 
@@ -154,6 +169,17 @@ class Chaos:
         await asyncio.sleep(self._pause())
         self._world.note(f"{node.name} can be reached again")
         node.wire.heal()
+
+    async def _cut_off(self) -> None:
+        """From the manager, the other nodes and the storage, all the while it runs."""
+        node = self._node()
+        if node.wire.dropping:
+            return
+        self._world.note(f"{node.name} is cut off from everything")
+        node.cut_off()
+        await asyncio.sleep(self._rng.choice([3.0, 9.0, 20.0, 40.0]))
+        self._world.note(f"{node.name} is back on the wire")
+        node.mend()
 
     async def _wire_breaks(self) -> None:
         node = self._node()

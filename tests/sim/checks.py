@@ -20,8 +20,8 @@ from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import VmStatus
 from scloud.reconcile.network import node_view
+from scloud.store import incidents, operations
 from scloud.store import nodes as usage
-from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, users_of
 from scloud.store.tables import resource, work
@@ -81,8 +81,8 @@ class Checks:
         self._seen = {row.id: row.kind for row in rows}
         for node in world.nodes:
             machine = node.hardware
-            for vm in machine.host.domains:
-                if vm in world.dead_ids:
+            for vm, domain in machine.host.domains.items():
+                if vm in world.dead_ids and not world.harmless(node, domain.disks):
                     world.violation(f"{vm} was deleted, and has a domain on {node.name}")
             for disk in machine.disk.volumes:
                 if disk in world.dead_ids:
@@ -91,12 +91,17 @@ class Checks:
             if disk in world.dead_ids:
                 world.violation(f"{disk} was deleted, and has bytes in the pool")
 
+    def incidents(self) -> tuple[int, int]:
+        """(nodes that were taken for dead, VMs that were given to others)."""
+        found, _ = self._world.base.read_now(lambda tx: incidents.page(tx, limit=100))
+        return len(found), sum(item.placed_at is not None for one in found for item in one.vms)
+
     def _nothing_twice(self) -> None:
         running: Counter[str] = Counter()
         macs: Counter[str] = Counter()
         for node in self._world.nodes:
             for vm, domain in node.hardware.host.domains.items():
-                if domain.running:
+                if domain.running and not self._world.harmless(node, domain.disks):
                     running[vm] += 1
                     macs.update(nic.mac for nic in domain.nics.values())
         for what, count in (running + macs).items():
@@ -104,6 +109,8 @@ class Checks:
                 self._world.violation(f"{what} is live {count} times")
         addresses: dict[tuple[str, str], str] = {}
         for node in self._world.nodes:
+            if node.id in self._world.pool_disk.fenced:
+                continue
             on_switch = _on_switch(node)
             for item in node.hardware.desired():
                 if isinstance(item, DesiredPort) and item.node_id == node.id and f"port/{item.id}" in on_switch:
@@ -170,6 +177,10 @@ class Checks:
         kept = world.base.read_now(_kept_for_clones)
         at_rest = {f"trash/{id}" for id in kept}
         left += [f"work on {key} is queued" for key in items if not key.startswith("schedule/") and key not in at_rest]
+        left += [
+            f"node {incident.node_name} is lost: {incident.state}"
+            for incident in world.base.read_now(incidents.open_ones)
+        ]
         for row in rows:
             if row.id in kept:
                 continue

@@ -50,9 +50,22 @@ class LinkedDisk(FakeDisk):
 
 
 class PoolDisk(FakeDisk):
-    """One pool of all nodes. A disk that domains of two nodes have open is a violation that the checks look for."""
+    """One pool of all nodes. A disk that domains of two nodes can write to is a violation that the checks look for.
+
+    A node reaches it unless its wires are cut (`cut_off`), its key is taken away (`keyless`) or it is fenced.
+    """
 
     hosts: list[FakeHost]
+    node_of: dict[int, str]
+    cut_off: set[str]
+    keyless: set[str]
+
+    def refuse(self, node: str) -> None:
+        """Nobody of this node can open anything anew."""
+        if node in self.cut_off:
+            raise CloudError(ErrorKind.UNAVAILABLE, "the storage cluster does not answer")
+        if node in self.keyless:
+            raise CloudError(ErrorKind.FORBIDDEN, "the storage cluster does not take this node's key")
 
     @property
     def in_use(self) -> set[str]:
@@ -63,9 +76,11 @@ class PoolDisk(FakeDisk):
         assert not value
 
     def openers(self) -> dict[str, list[str]]:
-        """Each disk that running domains have open, with the VMs."""
+        """Each disk that running domains can write to, with the VMs."""
         found: dict[str, list[str]] = {}
         for host in self.hosts:
+            if self.node_of[id(host)] in self.fenced:
+                continue  # whatever runs there writes to nothing any more
             for vm, domain in host.domains.items():
                 if domain.running:
                     for disk in domain.disks.values():
@@ -146,20 +161,32 @@ class Libvirt(FakeHypervisor):
     A guest that was asked to shut down does so though nobody waits for it.
     """
 
-    def __init__(self, host: FakeHost, start_s: float, started: Callable[[str], None]) -> None:
+    def __init__(self, host: FakeHost, start_s: float, started: Callable[[str], None], pool: PoolDisk) -> None:
         super().__init__(host)
+        self._pool = pool
         self._start_s = start_s
         self._started = started
 
     async def start(self, spec: DomainSpec) -> None:
         before = self.host.domains.get(spec.vm)
         ran = before is not None and before.running
+        if not ran:
+            self._refuse_disks(spec.disks)
         await super().start(spec)
         if not ran:
             self._started(spec.vm)
             await asyncio.sleep(self._start_s)
 
+    def _refuse_disks(self, disks: Iterable[DiskSource]) -> None:
+        """QEMU cannot open an image where its node is kept out: its start fails."""
+        node = self._pool.node_of[id(self.host)]
+        if any(disk.disk in self._pool.volumes for disk in disks):
+            self._pool.refuse(node)
+            if node in self._pool.fenced:
+                raise CloudError(ErrorKind.ENGINE, "the image cannot be opened: cut off from the storage cluster")
+
     async def attach_disk(self, vm: str, disk: DiskSource) -> None:
+        self._refuse_disks([disk])
         await super().attach_disk(vm, disk)
         self._started(vm)
 

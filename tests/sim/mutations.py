@@ -10,9 +10,13 @@ from scloud.agent.journal import MemoryJournal
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.usage import Usage
 from scloud.controllers import finishing, serving
+from scloud.controllers.ha import controller
+from scloud.controllers.ha.fencing import Fencer
 from scloud.controllers.sessions import Session
+from scloud.model.ha import Incident
 from scloud.model.statuses import DiskStatus
 from scloud.model.wire import Desired
+from scloud.reconcile.ha.recovery import Fences
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, find, save
 
@@ -81,6 +85,25 @@ def _tells_two_nodes() -> None:
     serving.to_vm = to_vm
 
 
+def _no_fence() -> None:
+    """A lost node's VMs are started elsewhere though nothing was done to keep it from its storage."""
+
+    async def fence(self: Fencer, incident: Incident, note: object) -> None:
+        return
+
+    Fencer.fence = fence  # type: ignore[method-assign,assignment]
+    Fences.certain = lambda self, clusters: True  # type: ignore[method-assign]
+
+
+def _no_stale_removal() -> None:
+    """A node that returns is let in with all that it ran before."""
+
+    def stale(have: object, elsewhere: object, wished: object, *, fenced: bool) -> list[str]:
+        return []
+
+    controller.stale = stale  # type: ignore[assignment]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "forgets-usage": _forgets_usage,
     "forgets-journal": _forgets_journal,
@@ -88,6 +111,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "deletes-in-use": _deletes_in_use,
     "forgets-to-drop": _forgets_to_drop,
     "tells-two-nodes": _tells_two_nodes,
+    "no-fence": _no_fence,
+    "no-stale-removal": _no_stale_removal,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,16 +16,22 @@ from scloud.controllers.image_import import ImportedImage, Progress
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
 from scloud.controllers.settings import Settings
-from scloud.drivers.ceph.protocol import DaemonFacts
+from scloud.controllers.storage import rows
+from scloud.drivers.ceph.protocol import Access, DaemonFacts
+from scloud.drivers.probe.fake import FakeProber
 from scloud.drivers.storage.fake import FakeStorage
 from scloud.link.channel import Channel
 from scloud.model.desired import DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind
 from scloud.model.observed import NodeFacts
 from scloud.model.specs import ImageSpec
 from scloud.model.statuses import Accelerator, Capacity
+from scloud.model.storage import StorageClusterSpec
+from scloud.store import secrets
 from scloud.store.database import Store, Tx
 from scloud.store.lease import Holder, take_lease
+from scloud.store.resources import all_of
 
 from .hardware import (
     IMAGE_MIB,
@@ -36,6 +43,7 @@ from .hardware import (
     NodeImages,
     NodeSeeds,
     NoLoad,
+    PoolDisk,
 )
 from .link import SimChannel, SimListener, Wire
 from .loop import Life, SimLoop
@@ -115,13 +123,32 @@ class ImageShelf:
 
 
 class Unwatched:
-    """Instead of what looks after storage clusters: the simulation has a pool, and no cluster behind it."""
+    """Instead of what looks after storage clusters: the simulation has a pool, and no cluster behind it. Keys are given
+    back to nodes that are let in again."""
+
+    def __init__(self, store: Store, pool: PoolDisk) -> None:
+        self._store = store
+        self._pool = pool
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        await asyncio.get_running_loop().create_future()
+        while True:
+            self._changed.clear()
+            await self._store.write(self._grant)
+            await self._changed.wait()
 
     def touched(self, kind: str, id: str) -> None:
-        pass
+        if kind == Kind.STORAGE_CLUSTER:
+            self._changed.set()
+
+    def _grant(self, tx: Tx) -> None:
+        for row in all_of(tx, Kind.STORAGE_CLUSTER):
+            known = secrets.secrets_of(tx, row.id)
+            for node in row.spec_as(StorageClusterSpec).nodes:
+                if rows.fenced_secret(node) not in known and rows.granted_secret(node) not in known:
+                    self._pool.keyless.discard(node)
+                    secrets.put(tx, row.id, rows.granted_secret(node), '["p"]')
+                    tx.touch(row.key)
 
     def reported(self, node: str, items: object) -> None:
         pass
@@ -155,6 +182,24 @@ class Pools:
 
     def open(self, store: DesiredStore, pool: StorePool) -> Any:
         return self._make()
+
+
+class Control:
+    """Commands to the cluster: all that is asked of it is to take a node's key away."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def command(
+        self, access: Access, target: str, command: dict[str, Any], data: bytes = b"", timeout_s: float = 30.0
+    ) -> Any:
+        assert command["prefix"] == "auth del"
+        await asyncio.sleep(self._world.short())
+        self._world.pool_disk.keyless.add(str(command["entity"]).removeprefix("client."))
+        return ""
+
+    async def close(self) -> None:
+        pass
 
 
 class NoAuthority:
@@ -197,7 +242,7 @@ class ManagerProcess:
         life.on_death = self._died
         self.store = LivingStore(self._base, world.loop, world.rng)
         self.manager = Manager(self.store, ImageShelf(self.files, world.short), epoch=epoch, settings=SETTINGS)
-        self.manager.storage = Unwatched()  # type: ignore[assignment]
+        self.manager.storage = Unwatched(self.store, world.pool_disk)  # type: ignore[assignment]
         world.note(f"manager starts, epoch {epoch}")
         life.spawn(self._main(life, self.manager))
 
@@ -236,6 +281,9 @@ class AgentProcess:
         self.break_rate = 0.0
         self.trouble_rate = 0.0
         self._ends: list[SimChannel] = []
+        self.off = False
+        """Without power until somebody puts it back."""
+        world.pool_disk.node_of[builtins.id(self.hardware.host)] = id
         self.cpus = world.rng.choice([2, 4])
 
     def _breaks(self) -> bool:
@@ -247,13 +295,20 @@ class AgentProcess:
 
     def start(self) -> None:
         world, machine = self._world, self.hardware
+        assert not self.off
         life = self.life = Life(f"agent-{self.name}", world.loop)
         life.on_death = lambda: self._died(life)
         boot = f"boot-{machine.boots}"
-        host = Libvirt(machine.host, machine.start_s, lambda vm: world.started(self, vm))
+        host = Libvirt(machine.host, machine.start_s, lambda vm: world.started(self, vm), world.pool_disk)
         plain = (machine.switch, FakeStorage(machine.disk), LinkedFunctions(machine.kernel, machine.switch))
         base = [Driver(inner, world.short, self._trouble) for inner in (host, *plain)]
-        drivers = Drivers(*base, pools=Pools(self._open_pool), daemons=NoDaemons())
+        drivers = Drivers(
+            *base,
+            pools=Pools(self._open_pool),
+            daemons=NoDaemons(),
+            control=Control(world),
+            prober=FakeProber(self._hears),
+        )
         around = Surroundings(
             dial=self._dial,
             journal=world.make_journal(machine.journal),
@@ -271,7 +326,28 @@ class AgentProcess:
         life.spawn(self._main(self.daemon))
 
     def _open_pool(self) -> Any:
-        return Driver(FakeStorage(self._world.pool_disk, self.id), self._world.short, self._trouble)
+        def trouble(method: str) -> None:
+            self._world.pool_disk.refuse(self.id)
+            self._trouble(method)
+
+        return Driver(FakeStorage(self._world.pool_disk, self.id), self._world.short, trouble)
+
+    def _hears(self, address: str) -> bool:
+        """Whether a machine answers on the wire; agents have no part in it."""
+        world = self._world
+        cut = world.pool_disk.cut_off
+        there = next((node for node in world.nodes if node.tunnel_ip == address), None)
+        return there is not None and not there.off and there.id not in cut and self.id not in cut
+
+    def cut_off(self) -> None:
+        """From everything: the manager, the other nodes, the storage."""
+        self.wire.part()
+        self._world.pool_disk.cut_off.add(self.id)
+
+    def mend(self) -> None:
+        if self.wire.dropping:
+            self.wire.heal()
+        self._world.pool_disk.cut_off.discard(self.id)
 
     async def _main(self, daemon: Daemon) -> None:
         try:

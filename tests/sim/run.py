@@ -54,7 +54,8 @@ class _Logs(logging.Handler):
 
 async def _story(world: World, checks: Checks) -> None:
     rng = world.rng
-    world.build(rng.choice([1, 2, 2, 3]))
+    loses_nodes = world.seed % 3 == 1
+    world.build(rng.choice([2, 3, 3] if loses_nodes else [1, 2, 2, 3]))
     world.manager.start()
     for node in world.nodes:
         node.start()
@@ -68,6 +69,12 @@ async def _story(world: World, checks: Checks) -> None:
         _raise_problems(world)
     for task in trouble:
         task.cancel()
+    if loses_nodes and not world.violations:
+        chaos.heal()
+        chaos.raise_the_dead()
+        world.calm = False
+        await asyncio.sleep(rng.choice([1.0, 6.0, 12.0]))
+        await _lost_nodes(world, checks)
     if world.violations:
         return
     if rng.random() < 0.07:
@@ -100,10 +107,46 @@ async def _story(world: World, checks: Checks) -> None:
         await _without_manager(world, checks)
 
 
+async def _lost_nodes(world: World, checks: Checks) -> None:
+    """Nodes with guests go away for long enough to be taken for dead: without power, or running on behind cut wires.
+    Now and then the manager dies in the middle of what it does about it."""
+    rng, loop = world.rng, asyncio.get_running_loop()
+    for _ in range(rng.choice([1, 1, 2])):
+        node = max(world.nodes, key=lambda node: (sum(d.running for d in node.hardware.host.domains.values()), node.id))
+        if node.off or node.wire.dropping:
+            node = rng.choice(world.nodes)
+        cut = rng.random() < 0.5
+        world.note(f"{node.name} is {'cut off' if cut else 'without power'} for long")
+        world.count("lost_nodes")
+        if cut:
+            node.cut_off()
+        else:
+            node.reboot()
+            node.off = True
+        end = loop.time() + rng.choice([8.0, 15.0, 30.0, 60.0])
+        while loop.time() < end and not world.violations:
+            await asyncio.sleep(0.5 + rng.random())
+            if rng.random() < 0.05 and world.manager.life is not None:
+                world.manager.life.kill()
+            if world.manager.life is None:
+                world.manager.start()
+            checks.always()
+        world.note(f"{node.name} is back")
+        node.off = False
+        node.mend()
+        if node.life is None:
+            node.start()
+        end = loop.time() + rng.choice([0.5, 3.0, 10.0])
+        while loop.time() < end and not world.violations:
+            await asyncio.sleep(0.5)
+            checks.always()
+
+
 async def _long_outage(world: World, checks: Checks) -> None:
     """A host is away for longer than deadlines: what was asked of it ends all the same."""
     node = world.rng.choice(world.nodes)
     node.reboot()
+    node.off = True
     world.count("long_outage")
     tenant = Tenant(world)
     for _ in range(6):
@@ -164,6 +207,8 @@ def run_seed(seed: int, *, mutation: str = "", verbose: bool = False, base: Stor
         traceback.print_exc(file=sys.stderr)
         world.violation("the simulation itself failed", error)
     _raise_problems(world)
+    for name, number in zip(("incidents", "moved"), checks.incidents(), strict=True):
+        world.statistics[name] = number
     for what, cause in world.loop.unheard():
         world.violation(f"a task failed unheard: {what}", cause)
     spent = os.times()

@@ -11,7 +11,7 @@ from typing import Any
 from scloud.api.context import accepted, begin
 from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents import disks, networks, snapshots, vms
-from scloud.api.schemas import VmCreate
+from scloud.api.schemas import VmCreate, VmPatch, VmPatchSpec
 from scloud.controllers import finishing
 from scloud.model.errors import CloudError, not_found
 from scloud.model.kinds import Kind, State
@@ -206,7 +206,8 @@ class Tenant:
         return vms.rebuild(tx, self._me, self._need(tx, Kind.VM).id, image)
 
     def _rename(self, tx: Tx) -> dict[str, Any]:
-        return vms.rename(tx, self._me, self._need(tx, Kind.VM).id, self._name("renamed"))
+        ask = VmPatch(name=self._name("renamed"), spec=VmPatchSpec(ha_priority=self._rng.randrange(101)))
+        return vms.change(tx, self._me, self._need(tx, Kind.VM).id, ask)
 
     # --- disks
 

@@ -20,7 +20,7 @@ V = TypeVar("V", bound=Value)
 
 
 class Evicting(Protocol):
-    async def evict(self, vms: Iterable[str]) -> None: ...
+    async def evict(self, vms: Iterable[str]) -> list[str]: ...
 
 
 class ProbeAsk(Value):
@@ -76,10 +76,9 @@ class HaCalls:
             await within("fence", f"letting node {ask.node} in", storage.unfence(ask.node))
         return {}
 
-    async def _evict(self, params: Params) -> Any:
-        """Returns when none of these VMs is left on this node."""
-        await self._evicting.evict(_read(EvictAsk, params).vms)
-        return {}
+    async def _evict(self, params: Params) -> list[str]:
+        """Returns when none of these VMs is left on this node; keys that it has to be told anew to have them back."""
+        return await self._evicting.evict(_read(EvictAsk, params).vms)
 
     async def _power(self, params: Params) -> Any:
         """Switch another machine off by its BMC; returns when the BMC says that it is off."""

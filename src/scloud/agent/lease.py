@@ -124,4 +124,4 @@ class Leases:
         try:
             await self._guests.switch_off(self._disks(store), why)
         except (CloudError, OSError) as error:
-            log.error("VMs could not be switched off although %s: %s", why, error)
+            log.warning("VMs could not be switched off although %s: %s", why, error)

@@ -114,10 +114,11 @@ class Reconciler:
         if message.full:
             self._sweeps.wake("strangers", urgent=True)
 
-    async def evict(self, vms: Iterable[str]) -> None:
+    async def evict(self, vms: Iterable[str]) -> list[str]:
         """Rid the node of these VMs, domains and taps, whatever it was told of them; their disks are left alone.
 
-        Returns when none of them is left. Until it is told anew of one of them, none is started here.
+        Returns when none of them is left, with the keys of which it is to be told anew if they are wanted here; until
+        then none is started.
         """
         wanted = set(vms)
         marked: list[DesiredVm | DesiredPort] = []
@@ -138,6 +139,7 @@ class Reconciler:
                     await within("power", f"switching {facts.vm} off", self._hypervisor.destroy(facts.vm))
                     await within("power", f"forgetting {facts.vm}", self._hypervisor.undefine(facts.vm))
             await asyncio.gather(*gone)
+            return [key_of(item) for item in marked]
         finally:
             for waiting in gone:
                 waiting.cancel()
@@ -151,7 +153,7 @@ class Reconciler:
             if facts.running and not lost.isdisjoint(facts.disks)
         ]
         for vm in victims:
-            log.error("%s is switched off: %s", vm, why)
+            log.warning("%s is switched off: %s", vm, why)
             await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
         return victims
 

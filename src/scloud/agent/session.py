@@ -172,6 +172,8 @@ class Session:
                     message = await channel.receive(manager_message)
             except TimeoutError as error:
                 raise ConnectionError(f"the manager has said nothing for {SILENCE_S:g} s") from error
+            if isinstance(message, Refused):  # welcomed, and then there was something that it cannot be let in with
+                raise CloudError(ErrorKind(message.error[0]), message.error[1])
             self._check_epoch(message.epoch)
             beats = beats or isinstance(message, Beat)
             if isinstance(message, Desired):

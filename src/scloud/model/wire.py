@@ -103,10 +103,17 @@ class Call(Value):
     params: dict[str, Any] = {}
 
 
+class Refused(Value):
+    """Instead of an answer: (kind, message) of a CloudError; the connection is closed after it."""
+
+    t: Literal["refused"] = "refused"
+    error: tuple[str, str]
+
+
 AgentMessage = Annotated[Hello | Heartbeat | Report | Reply, Field(discriminator="t")]
-ManagerMessage = Annotated[Welcome | Desired | Call | Beat, Field(discriminator="t")]
+ManagerMessage = Annotated[Welcome | Desired | Call | Beat | Refused, Field(discriminator="t")]
 agent_message: TypeAdapter[Hello | Heartbeat | Report | Reply] = TypeAdapter(AgentMessage)
-manager_message: TypeAdapter[Welcome | Desired | Call | Beat] = TypeAdapter(ManagerMessage)
+manager_message: TypeAdapter[Welcome | Desired | Call | Beat | Refused] = TypeAdapter(ManagerMessage)
 
 
 # --- other first frames
@@ -158,13 +165,6 @@ class Enrolled(Value):
     t: Literal["enrolled"] = "enrolled"
     certificate: str
     ca: str
-
-
-class Refused(Value):
-    """Instead of an answer: (kind, message) of a CloudError; the connection is closed after it."""
-
-    t: Literal["refused"] = "refused"
-    error: tuple[str, str]
 
 
 FirstMessage = Annotated[Hello | StreamHello | FetchHello | Enroll | CaRequest, Field(discriminator="t")]

@@ -281,13 +281,14 @@ class HaController:
             incident = await self._store.read(lambda tx: incidents.open_of(tx, node))
             fenced = incident is not None and incident.attempted
             mine = [key.removeprefix("vm/") for key in have if key.startswith("vm/")]
-            elsewhere = await self._store.read(lambda tx: _elsewhere(tx, node, mine))
+            elsewhere = await self._store.read(lambda tx: _elsewhere(tx, node, mine, incident))
             evicted = stale(mine, elsewhere, self._wished(node), fenced=fenced)
             if incident is not None:
                 await self._store.write(lambda tx: _moment(tx, incident.id, "back", "it has connected"))
+            removed = [f"vm/{vm}" for vm in evicted]
             if evicted:
                 log.warning("node %s is rid of %s before it is let in", node, ", ".join(evicted))
-                await session.call("evict", EVICT_S, vms=evicted)
+                removed += [str(key) for key in await session.call("evict", EVICT_S, vms=evicted)]
             if incident is not None:
                 cleaned = f"{len(evicted)} stale VMs are removed from it" if evicted else "it has no stale VMs"
                 await self._store.write(lambda tx: _moment(tx, incident.id, "cleaned", cleaned))
@@ -295,7 +296,7 @@ class HaController:
                     await self._fencer.unfence(node)
                 await self._store.write(lambda tx: _admit(tx, incident.id))
         # What was removed is told anew if it is to be there, and forgotten if not.
-        return have | {f"vm/{vm}": "" for vm in evicted}
+        return have | dict.fromkeys(removed, "")
 
     def _wished(self, node: str) -> dict[str, bool]:
         """The VMs that a node is to have, with whether they have disks in a pool."""
@@ -327,9 +328,11 @@ def _views(tx: Tx) -> tuple[NodeView, ...]:
     return tuple(views)
 
 
-def _elsewhere(tx: Tx, node: str, vms: list[str]) -> set[str]:
+def _elsewhere(tx: Tx, node: str, vms: list[str], incident: Incident | None) -> set[str]:
+    """Those that were moved; what was deleted since then has no row any more, but is in the incident."""
     rows = find_many(tx, vms)
-    return {id for id, row in rows.items() if row.kind == Kind.VM and row.node != node}
+    moved = {item.vm for item in incident.vms if item.vm not in rows} if incident is not None else set()
+    return moved | {id for id, row in rows.items() if row.kind == Kind.VM and row.node != node}
 
 
 def _record(tx: Tx, conditions: list[tuple[str, str]]) -> None:

@@ -39,6 +39,8 @@ class Target:
     load: Load
     pools: tuple[str, ...]
     entity: str
+    osds: tuple[str, ...] = ()
+    """Numbers of the OSDs that the node has, as the cluster was last seen."""
 
 
 def targets(tx: Tx, node: str) -> list[Target]:
@@ -51,7 +53,9 @@ def targets(tx: Tx, node: str) -> list[Target]:
         client = rows.client_of(seen.secrets, node) if seen is not None else None
         if seen is not None and client is not None:
             pools = tuple(sorted(pool.row.id for pool in seen.pools if pool.made))
-            found.append(Target(seen, pools, f"client.{client[0]}"))
+            site = seen.sites.get(node)
+            osds = tuple(str(osd.osd) for osd in seen.status.osds if site is not None and osd.node == site.name)
+            found.append(Target(seen, pools, f"client.{client[0]}", osds))
     return found
 
 
@@ -77,6 +81,8 @@ class Fencer:
         self._store = store
         self._sessions = sessions
         self._turn = 0
+        self._downed: set[tuple[str, str]] = set()
+        """(incident, storage cluster): an OSD that is called dead too often takes its own life."""
 
     async def fence(self, incident: Incident, note: Note) -> None:
         """Everything that can be done, side by side; `note` hears of each step. Failures are noted, not raised."""
@@ -90,6 +96,10 @@ class Fencer:
             line = Line(self._sessions)
             line.avoid = incident.node
             try:
+                if target.osds and (incident.id, cluster) not in self._downed:
+                    # What they have to say nobody waits for: those that live after all come up again by themselves.
+                    await line.send(target.load, mon("its OSDs are dead", "osd down", ids=list(target.osds)), KEY_S)
+                    self._downed.add((incident.id, cluster))
                 await line.send(target.load, mon("take the key away", "auth del", entity=target.entity), KEY_S)
             except CloudError as error:
                 if error.kind != ErrorKind.NOT_FOUND:

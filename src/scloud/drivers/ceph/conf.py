@@ -54,6 +54,9 @@ _MON = {
     # Seconds: a quorum is formed in less than one.
     "mon election timeout": "1",
     "mon probe timeout": "1",
+    # Seconds. A monitor whose machine has died without a word stops all commands for two leases: with Ceph's own 5 s
+    # lost nodes could not be cut off for 10 s.
+    "mon lease": "2",
     "ms initial backoff": "0.05",
     "ms max backoff": "0.5",
     "debug rocksdb": "1/5",
