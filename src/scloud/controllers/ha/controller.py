@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from scloud.controllers import node_state
 from scloud.controllers.directory import Directory
 from scloud.controllers.ha import recovery as moves
 from scloud.controllers.ha.fencing import Fencer, admit, keep_out
+from scloud.controllers.placement import Loads
 from scloud.controllers.sessions import Session, Sessions
 from scloud.model.desired import DesiredDisk, DesiredVm
 from scloud.model.errors import CloudError
@@ -51,7 +52,7 @@ class HaController:
         sessions: Sessions,
         directory: Directory,
         caught_up: Callable[[], Awaitable[None]],
-        loads: Callable[[], Mapping[str, float]],
+        loads: Callable[[], Loads],
         drop: Callable[[Session], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -371,7 +372,7 @@ def _attempt(tx: Tx, id: str) -> Incident:
     return incidents.save(tx, incident.model_copy(update={"attempted": True, "moments": (*incident.moments, moment)}))
 
 
-def _recover(tx: Tx, id: str, loads: Mapping[str, float]) -> Incident | None:
+def _recover(tx: Tx, id: str, loads: Loads) -> Incident | None:
     incident = incidents.find(tx, id)
     if incident is None or not incident.open:
         return incident
