@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import placement, serving
+from scloud.controllers import finishing, placement, serving
 from scloud.controllers.settings import seconds_for
 from scloud.model.ha import Incident, IncidentState, Moment, VmRecovery
 from scloud.model.kinds import Kind, State
@@ -12,7 +12,7 @@ from scloud.model.specs import DiskSpec, VmSpec
 from scloud.model.statuses import DiskStatus, VmStatus
 from scloud.model.storage import PoolSpec
 from scloud.reconcile.ha.recovery import Fences, LostVm, left_behind, order
-from scloud.store import incidents, nodes, operations
+from scloud.store import incidents, operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, find, find_many, on_node, save
 
@@ -122,9 +122,7 @@ def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str 
         if status.reason != words:
             save(tx, vm, status=status.model_copy(update={"state": State.UNKNOWN, "reason": words}))
         return None, words
-    assert vm.node is not None
-    nodes.promise(tx, vm.node, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
-    vm = save(tx, vm, node=None)
+    vm = finishing.release_vm(tx, vm)
     freed = []
     for disk in disks:
         free = disk.status_as(DiskStatus).model_copy(update={"held": False})
