@@ -14,10 +14,11 @@ from sqlalchemy import insert, select
 
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
-from scloud.model.specs import VpcSpec
-from scloud.model.statuses import Status
+from scloud.model.specs import DiskSpec, VpcSpec
+from scloud.model.statuses import DiskStatus, Status
 from scloud.store import operations, tables
 from scloud.store.database import Store, Tx, open_postgres, open_sqlite
+from scloud.store.disk_use import DiskUse, disk_use
 from scloud.store.lease import Holder, LeaseLost, give_up_lease, guard_of, read_lease, take_lease
 from scloud.store.resources import Resource, claim_value, create, find, page, remove
 from scloud.store.schema import migrate
@@ -194,3 +195,25 @@ async def test_an_old_leader_writes_nothing_more(server: Server) -> None:
     finally:
         old.close()
         new.close()
+
+
+def test_disks_are_summed_up_by_account_type_and_pool(store: Store) -> None:
+    def make(tx: Tx) -> None:
+        for number, (account, pool, used, state) in enumerate(
+            (
+                ("a", "pol-1", 30, State.READY),
+                ("a", "pol-1", 4, State.TRASHED),
+                ("a", None, None, State.READY),
+                ("b", "pol-1", None, State.PENDING),
+            )
+        ):
+            spec = DiskSpec(size_mib=100 + number, type="fast" if pool else None, pool=pool)
+            create(tx, Kind.DISK, account, f"d{number}", spec, DiskStatus(state=state, used_mib=used))
+
+    store.write_now(make)
+    assert store.read_now(disk_use) == {
+        ("a", "fast", "pol-1"): DiskUse(disks=2, provisioned_mib=201, used_mib=34, trashed=1, trashed_mib=4),
+        ("a", None, None): DiskUse(disks=1, provisioned_mib=102),
+        ("b", "fast", "pol-1"): DiskUse(disks=1, provisioned_mib=103),
+    }
+    assert list(store.read_now(lambda tx: disk_use(tx, "b"))) == [("b", "fast", "pol-1")]

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
-from scloud.cli.session import Output
-from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, given, noun
+from scloud.cli.listing import print_resource
+from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.output import show, table
+from scloud.cli.session import Output, connect, path
+from scloud.cli.standard import add_delete, add_list, add_rename, create, given, noun
 from scloud.cli.storage_looks import POOL
+from scloud.cli.storage_use import BY_ACCOUNT, USAGE, by_account
 
 app = noun("Pools of storage clusters: how often and where the data of disks is kept.")
 
@@ -60,6 +63,21 @@ def create_pool(
 
 
 add_list(app, POOL, tenant=False)
-add_show(app, POOL)
+
+
+@app.command("show")
+def show_pool(name: NameArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one pool in full, and what each account has in it."""
+    with connect() as client:
+        pool = client.get(path("pools", name))
+        print_resource(client, POOL, pool, output)
+        if output is not Output.TABLE:
+            return
+        rows = by_account(client.get(USAGE, all_accounts=True)["items"], {pool["id"]})
+    if rows:
+        show("")
+        show(table(BY_ACCOUNT, rows))
+
+
 add_rename(app, POOL)
 add_delete(app, POOL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,11 @@ from scloud.cli.session import Output, connect, parsed, path
 from scloud.cli.standard import act, add_delete, add_list, add_rename, create, given, noun
 from scloud.cli.storage_looks import STORAGE_CLUSTER
 from scloud.cli.storage_parts import device, maintenance, node
+from scloud.cli.storage_use import USAGE
 from scloud.cli.storage_view import rendered
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 app = noun("Storage clusters: Ceph on nodes' devices, deployed, watched, grown and mended.")
 app.add_typer(device, name="device")
@@ -96,10 +100,15 @@ def show_cluster(name: NameArgument, watch: WatchOption = False, output: OutputO
                     return
                 time.sleep(WATCH_S)
         names = {item["id"]: item["name"] for item in client.pages("/nodes")}
+
+        def look() -> Group:
+            use = client.get(USAGE, all_accounts=True)["items"]
+            return rendered(client.get(where), names, list(client.pages("/pools")), use)
+
         screen = console()
         if not watch or not screen.is_terminal:
             while True:
-                show(rendered(client.get(where), names))
+                show(look())
                 if not watch:
                     return
                 time.sleep(WATCH_S)
@@ -107,7 +116,7 @@ def show_cluster(name: NameArgument, watch: WatchOption = False, output: OutputO
 
         with Live(console=screen, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(rendered(client.get(where), names), refresh=True)
+                live.update(look(), refresh=True)
                 time.sleep(WATCH_S)
 
 

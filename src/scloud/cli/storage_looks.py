@@ -36,16 +36,24 @@ def _rates(pool: Resource) -> str:
     return f"{reads:.0f} reads/s ({kib_out:.0f} KiB/s), {writes:.0f} writes/s ({kib_in:.0f} KiB/s)"
 
 
+def days_left(resource: Resource) -> str:
+    """`12 days` at the present rate, which is known after an hour; empty while it does not fill."""
+    days = at(resource, "status.capacity.full_in_days")
+    return f"{days:g} days" if days is not None else ""
+
+
 def capacity_text(resource: Resource) -> str:
-    """`1 GiB of 10 GiB used (10 %), 5 GiB promised to disks, full in 12 days`."""
+    """`1 GiB of 10 GiB used (10 %), 9 GiB free, 5 GiB promised to disks (50 %), full in 12 days`."""
     capacity = at(resource, "status.capacity") or {}
     total, used = capacity.get("total_mib", 0), capacity.get("used_mib", 0)
     if not total:
         return ""
     parts = [f"{human.size(used)} of {human.size(total)} used ({100 * used / total:.0f} %)"]
-    parts.append(f"{human.size(capacity.get('provisioned_mib', 0))} promised to disks")
-    if capacity.get("full_in_days") is not None:
-        parts.append(f"full in {capacity['full_in_days']:g} days")
+    parts.append(f"{human.size(capacity.get('available_mib', 0))} free")
+    promised = capacity.get("provisioned_mib", 0)
+    parts.append(f"{human.size(promised)} promised to disks ({100 * promised / total:.0f} %)")
+    if days_left(resource):
+        parts.append(f"full in {days_left(resource)}")
     return ", ".join(parts)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scloud.cli import human
 from scloud.cli.human import clean
-from scloud.cli.looks import at
+from scloud.cli.looks import at, mib, yes
 from scloud.cli.output import Column, Resource, card, table
-from scloud.cli.storage_looks import capacity_text, worst
+from scloud.cli.storage_looks import capacity_text, days_left, worst
+from scloud.cli.storage_use import BY_ACCOUNT, by_account
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -20,8 +21,10 @@ BAR, PATH = 6, 12
 _STYLE = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
-def rendered(cluster: Resource, nodes: Mapping[str, str]) -> Group:
-    """`nodes` are names by id."""
+def rendered(
+    cluster: Resource, nodes: Mapping[str, str], pools: Sequence[Resource] = (), use: Sequence[Resource] = ()
+) -> Group:
+    """`nodes` are names by id; `pools` those of all clusters; `use` is what accounts have in each pool."""
     from rich.console import Group
     from rich.text import Text
 
@@ -36,6 +39,12 @@ def rendered(cluster: Resource, nodes: Mapping[str, str]) -> Group:
     osds = at(cluster, "status.osds") or []
     if osds:
         section("Tree and devices", table(_COLUMNS, list(tree_rows(osds))))
+    mine = [pool for pool in pools if at(pool, "spec.cluster") == cluster.get("id")]
+    if mine:
+        section("Pools", table(_POOL_COLUMNS, mine))
+    accounts = by_account(use, {pool["id"] for pool in mine})
+    if accounts:
+        section("Accounts", table(BY_ACCOUNT, accounts))
     recovery = recovery_text(cluster)
     if recovery:
         section("Recovery", Text(clean(recovery)))
@@ -186,4 +195,13 @@ _COLUMNS = (
     Column("PGS", lambda row: _of(row, lambda osd: osd["pgs"]), right=True),
     Column("COMMIT", lambda row: _of(row, lambda osd: f"{osd['commit_ms']:.0f} ms"), right=True),
     Column("DEVICE", lambda row: _of(row, lambda osd: tail(osd["path"]))),
+)
+_POOL_COLUMNS = (
+    Column("POOL", lambda pool: pool["name"]),
+    Column("REDUNDANCY", lambda pool: at(pool, "spec.redundancy") or ""),
+    Column("USED", mib("status.capacity.used_mib"), right=True),
+    Column("FREE", mib("status.capacity.available_mib"), right=True),
+    Column("PROMISED", mib("status.capacity.provisioned_mib"), right=True),
+    Column("FULL IN", days_left, right=True),
+    Column("NEW DISKS", yes("status.accepts_new"), state=True),
 )

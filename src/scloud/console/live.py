@@ -39,7 +39,8 @@ class Streams:
 
 
 async def stream(visit: Visit) -> Response:
-    """`change` when there are new events, or other operations than `?begun=`.
+    """`change` when there are new events, other operations than `?begun=`, or, with `?storage=1`, when storage
+    clusters or pools have other figures: recovery goes on without an event.
 
     `operation` with its card whenever one of `?op=` has moved on. The stream ends when the API refuses
     or is gone; the browser then connects again.
@@ -49,11 +50,15 @@ async def stream(visit: Visit) -> Response:
     operations = [id for id in operations if _ID.fullmatch(id)][:MOST_OPERATIONS]
     headers = {**render.HEADERS, "X-Accel-Buffering": "no"}
     streams: Streams = visit.request.app.state.streams
-    body = _messages(visit, streams, after if _ID.fullmatch(after) else visit.since, operations)
+    since = after if _ID.fullmatch(after) else visit.since
+    storage = visit.admin and visit.query("storage") == "1"
+    body = _messages(visit, streams, since, operations, storage=storage)
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def _messages(visit: Visit, streams: Streams, after: str, operations: list[str]) -> AsyncIterator[str]:
+async def _messages(
+    visit: Visit, streams: Streams, after: str, operations: list[str], *, storage: bool
+) -> AsyncIterator[str]:
     queue: Queue = asyncio.Queue(maxsize=100)
 
     async def run(source: AsyncIterator[str], *, vital: bool) -> None:
@@ -68,6 +73,8 @@ async def _messages(visit: Visit, streams: Streams, after: str, operations: list
     tasks = [asyncio.create_task(run(_events(visit, after), vital=True))]
     tasks.append(asyncio.create_task(run(_begun(visit), vital=False)))
     tasks += [asyncio.create_task(run(_operation(visit, id), vital=False)) for id in operations]
+    if storage:
+        tasks.append(asyncio.create_task(run(_storage(visit), vital=False)))
     streams.open.add(queue)
     try:
         yield "retry: 1500\n\n"
@@ -99,6 +106,17 @@ async def _begun(visit: Visit) -> AsyncIterator[str]:
         if found != known:
             known = found
             yield f"event: change\ndata: {found}\n\n"
+        await asyncio.sleep(LOOK_S)
+
+
+async def _storage(visit: Visit) -> AsyncIterator[str]:
+    known: object = None
+    while True:
+        rows = [*await visit.api.all("/storage-clusters"), *await visit.api.all("/pools")]
+        found = [{**row["status"], "observed_at": 0} for row in rows]
+        if known is not None and found != known:
+            yield "event: change\ndata:\n\n"
+        known = found
         await asyncio.sleep(LOOK_S)
 
 

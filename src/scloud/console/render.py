@@ -71,6 +71,7 @@ def _environment() -> Environment:
         ports=words.ports,
         mood=words.mood,
         progress=words.progress,
+        zipped=words.zipped,
     )
     env.globals.update(
         version=__version__,

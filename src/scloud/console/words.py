@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -86,15 +86,20 @@ def percent(value: float, total: float) -> float:
 
 def mood(state: str) -> str:
     """The look of a state: good, idle, busy, bad, or unsure. The word is always shown beside it."""
-    if state in ("running", "ready", "done"):
+    if state in ("running", "ready", "done", "ok", "up"):
         return "good"
-    if state in ("stopped", "cancelled"):
+    if state in ("stopped", "cancelled", "trashed"):
         return "idle"
     if state in ("error", "down", "failed"):
         return "bad"
-    return "unsure" if state == "unknown" else "busy"
+    return "unsure" if state in ("unknown", "warning", "up, out") else "busy"
 
 
 def progress(state: str) -> str:
     """The look of an operation's state: one that is running has not ended well yet."""
     return "busy" if state == "running" else mood(state)
+
+
+def zipped(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices whose value is their text."""
+    return [(name, name) for name in names]

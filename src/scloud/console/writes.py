@@ -19,7 +19,8 @@ CREATE: Mapping[str, Fields] = {
     "vpcs": {"name": T, "spec.vni": N},
     "subnets": {"name": T, "spec.vpc": T, "spec.cidr": T},
     "security-groups": {"name": T},
-    "disks": {"name": T, "spec.size_mib": N},
+    "disks": {"name": T, "spec.size_mib": N, "spec.type": T},
+    "snapshots": {"name": T, "spec.disk": T},
     "keypairs": {"name": T, "spec.public_key": T},
     "placement-groups": {"name": T, "spec.policy": T, "spec.over": T},
     "images": {
@@ -42,6 +43,9 @@ ACTIONS: Mapping[tuple[str, str], Fields] = {
     ("disks", "attach"): {"vm": T},
     ("disks", "detach"): {},
     ("disks", "resize"): {"size_mib": N},
+    ("disks", "move"): {"type": T},
+    ("disks", "restore"): {},
+    ("disks", "rollback"): {"snapshot": T},
     ("nics", "detach"): {},
     ("nodes", "cordon"): {},
     ("nodes", "uncordon"): {},
@@ -53,7 +57,7 @@ CHANGE: Mapping[str, Fields] = {
 }
 DELETE = frozenset(
     {"vms", "images", "vpcs", "subnets", "security-groups", "disks", "keypairs", "placement-groups", "accounts", "nics"}
-    | {"nodes"}
+    | {"nodes", "snapshots"}
 )
 LIST_OF = {"security-groups": "/networks"}
 """Where one gets from the page of something that is deleted, if not to the list of its kind."""

@@ -203,6 +203,48 @@ def test_show_prints_for_people_and_programs(cli: Cli, cloud: FakeCloud) -> None
     assert "3/4" in table and "warning" in table
 
 
+def use(account: str, pool: str | None, type_: str | None, *figures: int) -> dict[str, Any]:
+    names = ("disks", "provisioned_mib", "used_mib", "trashed", "trashed_mib")
+    return {
+        **{"account": f"acc-{account}", "account_name": account, "type": type_, "pool": pool},
+        **dict(zip(names, figures, strict=True)),
+    }
+
+
+def test_what_accounts_have_is_shown_of_everything_a_pool_and_a_cluster(cli: Cli, cloud: FakeCloud) -> None:
+    cluster = cloud.make("storage-clusters", "c", SPEC)
+    cluster["status"] = STATUS
+    pool = cloud.make("pools", "p", {"cluster": cluster["id"], "redundancy": "replica:3", "fault_domain": "host"})
+    pool["status"] |= {
+        "capacity": {"total_mib": 4096, "used_mib": 1024, "available_mib": 3072, "provisioned_mib": 8192}
+        | {"full_in_days": 3.5},
+        "accepts_new": True,
+    }
+    other = use("carol", "another pool", "x", 1, 7 * 1024, 5, 0, 0)
+    items = [
+        use("alice", pool["id"], "standard", 2, 2048, 100, 0, 0),
+        use("alice", pool["id"], "fast", 1, 1024, 50, 1, 50),
+        use("bob", pool["id"], "standard", 1, 4096, 700, 0, 0),
+        use("bob", None, None, 1, 10, 3, 0, 0),
+        other,
+    ]
+    cloud.answers["usage/storage"] = items
+    for command in (["pool", "show", "p"], ["storage-cluster", "show", "c"]):
+        text = cli.ok(*command)
+        lines = [line.split() for line in text.splitlines()]
+        assert ["bob", "1", "4", "GiB", "700", "MiB"] in lines, text
+        assert ["alice", "3", "3", "GiB", "150", "MiB", "1", "(50", "MiB)"] in lines, text
+        assert "3.5 days" in text and "carol" not in text
+    assert "8 GiB promised to disks (200 %)" in cli.ok("pool", "show", "p")
+    assert cli.json("pool", "show", "p")["name"] == "p"
+    table = cli.ok("account", "usage", "--all-accounts")
+    assert "local" in table and "carol" in table
+    assert table.splitlines()[-1].split() == ["all", "6", "14", "GiB", "858", "MiB", "1", "(50", "MiB)"]
+    assert cli.json("account", "usage") == items
+    cloud.answers["usage/storage"] = []
+    assert "no disks" in cli.ok("account", "usage")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

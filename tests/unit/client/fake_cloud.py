@@ -202,6 +202,10 @@ def build(cloud: FakeCloud) -> FastAPI:
     async def delete_token(ref: str) -> Response:
         return Response(status_code=204)
 
+    @app.get("/api/v1/usage/storage")
+    async def storage_usage() -> Any:
+        return {"items": cloud.answers.get("usage/storage", [])}
+
     @app.get("/api/v1/{name}")
     async def plain_or_page(name: str, request: Request, limit: int = 100, cursor: str = "") -> Any:
         if name in cloud.answers:

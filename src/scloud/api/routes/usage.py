@@ -1,4 +1,4 @@
-"""What each node has promised to VMs, and how busy it is."""
+"""What each node has promised to VMs and how busy it is; what each account has of disks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from scloud.api.context import AdminDep, ContextDep, send
-from scloud.api.schemas import PROBLEMS, Answer, RefFilter
+from scloud.api.context import AdminDep, CallerDep, ContextDep, send
+from scloud.api.schemas import PROBLEMS, AllAccounts, Answer, RefFilter
 from scloud.model.kinds import Kind
 from scloud.model.observed import NodeLoad
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import Capacity, NodeStatus
 from scloud.store import nodes
 from scloud.store.database import Tx
+from scloud.store.disk_use import disk_use
 from scloud.store.resources import SYSTEM, all_of, get
 
 router = APIRouter(tags=["nodes"], responses=PROBLEMS)
@@ -79,5 +80,48 @@ async def usage(context: ContextDep, _admin: AdminDep, node: RefFilter = None) -
                 }
             )
         return items
+
+    return send({"items": await context.store.read(read)})
+
+
+class AccountStorage(Answer):
+    """What an account has of one disk type (null: nodes' own storage), in MiB, trash included; `trashed_mib` of it is
+    what the trash occupies. `used_mib` leaves out what disks share with images and what only snapshots keep.
+    `pool` is an administrator's to see.
+    """
+
+    account: str
+    account_name: str
+    type: str | None
+    pool: str | None
+    disks: int
+    provisioned_mib: int
+    used_mib: int
+    trashed: int
+    trashed_mib: int
+
+
+class AccountStorageAnswer(Answer):
+    items: list[AccountStorage]
+
+
+@router.get("/usage/storage", response_model=AccountStorageAnswer, tags=["disks"])
+async def storage_usage(context: ContextDep, caller: CallerDep, all_accounts: AllAccounts = False) -> Response:
+    """What accounts' disks may grow to and really occupy, by account and disk type."""
+    scope = caller.scope(all_accounts)
+
+    def read(tx: Tx) -> list[dict[str, Any]]:
+        names = {row.id: row.name for row in all_of(tx, Kind.ACCOUNT)} if scope is None else {}
+        items = [
+            {
+                "account": account,
+                "account_name": names.get(account, account) if scope is None else caller.account_name,
+                "type": type_,
+                "pool": pool if caller.admin else None,
+                **asdict(use),
+            }
+            for (account, type_, pool), use in disk_use(tx, scope).items()
+        ]
+        return sorted(items, key=lambda item: (item["account_name"], item["type"] or "", item["pool"] or ""))
 
     return send({"items": await context.store.read(read)})

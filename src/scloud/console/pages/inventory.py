@@ -17,8 +17,16 @@ async def images(visit: Visit) -> Response:
 
 async def disks(visit: Visit) -> Response:
     found, vms, images_ = await lists(visit.api, "disks", "vms", "images", **visit.scope())
+    (types,) = await lists(visit.api, "disk-types")
     return await visit.page(
-        "disks.html", title="Disks", disks=found, vms=vms, everyone=visit.everyone, names=Names(vms, images_)
+        "disks.html",
+        title="Disks",
+        disks=found,
+        trash=await visit.api.all("/disks", state="trashed", **visit.scope()),
+        types=types,
+        vms=vms,
+        everyone=visit.everyone,
+        names=Names(vms, images_),
     )
 
 
