@@ -6,6 +6,7 @@ that breaks off, with the manager or without, is begun anew; one of a disk that 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from scloud.controllers import finishing, imports, serving, snapshots
 from scloud.controllers.disk_reader import DiskReader
 from scloud.controllers.settings import seconds_for
-from scloud.link.backup import CHUNK, Read, pieces
+from scloud.link.backup import CHUNK, MIB, Read, pieces
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import DiskSpec, VmSpec
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 ACTION = "disk.move"
 TRIES_S = 600.0
 """How long copying is tried again before it is given up."""
+TELL_EVERY_S = 1.0
+"""Between words on how far a copy is."""
 
 
 def begin(tx: Tx, disk: Resource, type_: str | None, pool: str) -> tuple[Operation, Resource]:
@@ -71,20 +74,65 @@ class Mover:
             if self.disks is None:
                 raise CloudError(ErrorKind.UNAVAILABLE, "this manager carries no disks")
             async with self.disks.open(snapshot) as read:
-                await self._copy(target, read)
+                await self._copy(target, read, await self._store.read(lambda tx: _amount(tx, target)))
         except CloudError as problem:
             error = problem
         except OSError as problem:
             error = CloudError(ErrorKind.UNAVAILABLE, f"the copy broke off: {problem}")
         return await self._store.write(lambda tx: _ended(tx, id, error, self._trash_s))
 
-    async def _copy(self, target: Resource, read: Read) -> None:
+    async def _copy(self, target: Resource, read: Read, amount: Amount) -> None:
         assert self.disks is not None
+        clock = asyncio.get_running_loop().time
+        began = told = clock()
+        done = 0
         async with self.disks.open_target(target) as channel:
             while data := await read(CHUNK):
                 await channel.write(pieces(data))
+                done += len(data)
+                if clock() >= told + TELL_EVERY_S:
+                    told = clock()
+                    percent, message = how_far(amount, done, told - began)
+                    await self._store.write(lambda tx: _tell(tx, target.id, percent, message))  # noqa: B023 (awaited)
             await channel.write(pieces(b""))
             await imports.answer(channel)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Amount:
+    """MiB to be copied; a clone is copied flat, with what it shares, and then this is only the most it can be."""
+
+    mib: int
+    exact: bool
+
+
+def how_far(amount: Amount, done: int, seconds: float) -> tuple[int, str]:
+    """(percent, words) after so many bytes and seconds."""
+    mib = done / MIB
+    rate = mib / seconds if seconds > 0 else 0.0
+    percent = min(95, int(95 * mib / amount.mib)) if amount.mib else 0
+    words = f"{mib:.0f} of {'' if amount.exact else 'at most '}{max(amount.mib, round(mib))} MiB copied"
+    if rate >= 0.1:
+        words += f", {rate:.0f} MiB a second"
+        if amount.exact and amount.mib > mib:
+            words += f", {(amount.mib - mib) / rate:.0f} s to go"
+    return percent, words
+
+
+def _amount(tx: Tx, target: Resource) -> Amount:
+    moved = target.status_as(DiskStatus).moved_from
+    source = find(tx, moved[0]) if moved is not None else None
+    if source is None:
+        return Amount(target.spec_as(DiskSpec).size_mib, exact=False)
+    spec, used = source.spec_as(DiskSpec), source.status_as(DiskStatus).used_mib
+    flat = spec.flattened or spec.pool is None or (spec.image is None and spec.snapshot is None)
+    return Amount(used, exact=True) if flat and used else Amount(spec.size_mib, exact=False)
+
+
+def _tell(tx: Tx, id: str, percent: int, message: str) -> None:
+    op = next((op for op in operations.open_for(tx, id) if op.action == ACTION), None)
+    if op is not None:
+        operations.progress(tx, op.id, percent, message)
 
 
 def _snapshot_of(tx: Tx, target: Resource, source: str) -> Resource | None:

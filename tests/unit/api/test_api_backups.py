@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from scloud.agent.transfers import Transfers
+from scloud.controllers import moving
+from scloud.controllers.moving import Amount, how_far
 from scloud.drivers.storage.fake import MIB, FakeDisk, FakeStorage
 from scloud.link.backup import BackupHeader, Decoder, encode
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
+from scloud.store import operations
+from scloud.store.database import Tx
 from support.cloud import Cloud
 from support.node import ScriptedNode
 from support.pools import make_pool
@@ -237,7 +241,25 @@ async def follow(cloud: Cloud, server: Server, move: dict[str, Any]) -> None:
         await server.storage.snapshot(row["spec"]["disk"], row["id"])
 
 
-async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(cloud: Cloud, server: Server) -> None:
+def test_a_move_says_how_far_it_is() -> None:
+    assert how_far(Amount(400, exact=True), 100 * MIB, 2.0) == (23, "100 of 400 MiB copied, 50 MiB a second, 6 s to go")
+    assert how_far(Amount(1000, exact=False), 100 * MIB, 4.0) == (9, "100 of at most 1000 MiB copied, 25 MiB a second")
+    assert how_far(Amount(10, exact=True), 30 * MIB, 1.0) == (95, "30 of 30 MiB copied, 30 MiB a second")
+    assert how_far(Amount(0, exact=True), 0, 0.0) == (0, "0 of 0 MiB copied")
+
+
+async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(
+    cloud: Cloud, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "TELL_EVERY_S", 0.0)
+    told: list[str] = []
+    progress = operations.progress
+
+    def note(tx: Tx, op_id: str, percent: int, message: str) -> None:
+        told.append(message)
+        progress(tx, op_id, percent, message)
+
+    monkeypatch.setattr(operations, "progress", note)
     await cloud.image()
     node = cloud.nodes["n1"]
     other = await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
@@ -255,10 +277,33 @@ async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(c
     moved = await cloud.alice.get("/disks/one")
     assert (moved["spec"]["pool"], moved["spec"]["type"]) == (other, "fast") and moved["id"] != one
     assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
+    assert any("MiB copied" in message for message in told), told
     await cloud.alice.end("POST", "/vms/a/actions/start")
     assert {row["name"] for row in await cloud.alice.list("/disks", vm="a")} == {"a-system", "one"}
     (old,) = await cloud.alice.list("/disks", state="trashed")
     assert old["id"] == one and old["spec"]["former_name"] == "one"
+
+
+async def test_a_disk_of_a_node_moves_into_a_pool(cloud: Cloud, server: Server) -> None:
+    await cloud.image()
+    node = cloud.nodes["n1"]
+    one = str((await cloud.alice.create("disks", "one", size_mib=8))["id"])
+    await cloud.alice.create("vms", "a", image="micro", disks=["one"])
+    await server.storage.create(one, 8, None)
+    server.disk.write(one, 5 * MIB, b"moved")
+    await cloud.alice.end("POST", "/vms/a/actions/stop", {"force": True})
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "standard"})
+    await follow(cloud, server, move)
+    await node.release()
+    await cloud.alice.wait(move)
+    moved = await cloud.alice.get("/disks/one")
+    assert moved["spec"]["type"] == "standard" and moved["spec"]["pool"] and moved["id"] != one
+    assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
+    await cloud.until_gone(one)
+    await cloud.alice.end("POST", "/vms/a/actions/start")
+    assert {row["name"] for row in await cloud.alice.list("/disks", vm="a")} == {"a-system", "one"}
+    assert [row["disk_mib"] for row in cloud.rows("node_usage", node=moved["spec"]["pool"])] == [8]
 
 
 async def test_a_move_ends_with_the_new_disk(cloud: Cloud, server: Server) -> None:
