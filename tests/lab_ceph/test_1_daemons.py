@@ -39,8 +39,8 @@ def test_an_agent_that_is_killed_leaves_them_alone(lab: Lab, storage: Storage) -
     assert storage.daemons() == before
 
 
-def test_each_that_is_killed_comes_back(lab: Lab, storage: Storage) -> None:
-    for name, (_, pid) in sorted(storage.daemons().items()):
+def test_one_of_each_kind_that_is_killed_comes_back(lab: Lab, storage: Storage) -> None:
+    for name, (_, pid) in sorted({name[:3]: (name, found) for name, found in storage.daemons().items()}.values()):
         assert str(pid) in lab.ok("lab", "fail", name, "--how", "kill")
         took = storage.returned(name, pid)
         assert took < 10.0, f"{name} took {took:.1f} s"
