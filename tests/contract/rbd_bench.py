@@ -92,6 +92,9 @@ class RbdBench:
 
         self._monkeypatch.setattr(extents, "data_of", data_of)
 
+    def put_stranger(self, name: str) -> None:
+        rbd.RBD().create(self.context, name, 1 << 20)
+
     async def begun(self) -> None:
         while not self._writing:
             await asyncio.sleep(0.01)

@@ -35,6 +35,7 @@ class Bench(Protocol):
     def fill(self, leave_mib: int) -> None: ...
     def slow(self) -> None: ...
     async def begun(self) -> None: ...
+    def put_stranger(self, name: str) -> None: ...
 
 
 class FakeBench:
@@ -64,6 +65,9 @@ class FakeBench:
         while not self.disk.partial:
             await asyncio.sleep(0)
 
+    def put_stranger(self, name: str) -> None:
+        self.disk.strangers.add(name)
+
 
 class LocalBench:
     """On a file system of its own, so that it can be filled."""
@@ -79,6 +83,9 @@ class LocalBench:
     def restart(self) -> Storage:
         self.storage = LocalStorage(self.root)
         return self.storage
+
+    def put_stranger(self, name: str) -> None:
+        (self.root / name).write_bytes(b"mine")
 
     def _path(self, disk: str) -> Path:
         (path,) = self.root.glob(f"{disk}.*raw")
@@ -455,3 +462,13 @@ async def test_limits_are_taken_for_disks_that_are_there(bench: Bench) -> None:
     with pytest.raises(CloudError) as caught:
         await bench.storage.limit("dsk-2", DiskLimits(iops=100))
     assert kind(caught) == ErrorKind.NOT_FOUND
+
+
+async def test_what_is_nothing_of_ours_is_told_and_left_alone(bench: Bench) -> None:
+    bench.put_stranger("somebodys")
+    bench.put_stranger("my backup")
+    assert await bench.storage.strangers() == ["my backup", "somebodys"]
+    await bench.storage.create("dsk-1", 8, None)
+    storage = bench.restart()
+    assert await storage.strangers() == ["my backup", "somebodys"]
+    assert [facts.disk for facts in await storage.disks()] == ["dsk-1"]

@@ -16,13 +16,12 @@ class Contents:
     """`disks` are ids with (MiB, snapshots that are there, ids of disks and images that it depends on); `strange` names
     what is neither a disk nor an image's base; `open_by` counts watchers of each disk."""
 
-    def __init__(self, lab: Lab, storage: Storage, pool: str) -> None:
+    def __init__(self, storage: Storage, pool: str) -> None:
         self.disks: dict[str, tuple[int, frozenset[str], str | None]] = {}
         self.bases: set[str] = set()
         self.strange: list[str] = []
         self.open_by: Counter[str] = Counter()
-        rados_name = str(lab.show("pools", pool)["spec"]["rados_name"])
-        with storage.access("n1") as handle, handle.open_ioctx(rados_name) as io:
+        with storage.access("n1") as handle, handle.open_ioctx(storage.pool(pool)) as io:
             library = rbd.RBD()
             self.strange += [f"in RBD's trash: {item['name']}" for item in library.trash_list(io)]
             for name in library.list(io):

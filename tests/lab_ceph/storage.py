@@ -35,6 +35,10 @@ class Storage:
         with rados.Rados(name=f"client.scloud-{node}", conffile=str(conf), conf=options) as handle:
             yield handle
 
+    def pool(self, name: str) -> str:
+        """What Ceph calls a pool."""
+        return str(self.lab.show("pools", name)["spec"]["rados_name"])
+
     def primary(self, pool: str, name: str) -> str:
         """The OSD that writes to an object of a pool go to, as `osd.3`."""
         with self.access("n1") as handle:

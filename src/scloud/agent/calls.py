@@ -116,6 +116,8 @@ class Calls:
                 keys.update(f"snapshot/{snapshot}" for snapshot, _ in facts.snapshots)
             images = await within("query", f"listing the images of pool {pool}", storage.images())
             keys.update(f"image/{image}" for image in images)
+            strangers = await within("query", f"listing what else is in pool {pool}", storage.strangers())
+            keys.update(f"stranger/{pool}/{name}" for name in strangers)
         return keys
 
     async def _delete_image(self, params: Params) -> Any:

@@ -91,12 +91,18 @@ def _in_pools(
         for key in inventory.pool_disks:
             seen.setdefault(key, names[node])
     kept = {f"{kind}/{row.id}": row for kind in (Kind.SNAPSHOT, Kind.IMAGE) for row in all_of(tx, kind, gone=True)}
+    pools = {row.id: row for row in all_of(tx, Kind.POOL)}
     findings = []
     for key, name in seen.items():
         if key.startswith("disk/"):
             row = rows.get(key)
             if row is None or row.spec_as(DiskSpec).pool is None:
                 findings.append(_finding("error", name, key, "a disk in a pool without an owner"))
+        elif key.startswith("stranger/"):
+            _, pool, image = key.split("/", 2)
+            called = pools[pool].name if pool in pools else pool
+            message = f"image '{image}' in pool '{called}' is nothing of this cloud's: it is left alone"
+            findings.append(_finding("warning", name, key, message))
         elif key not in kept:
             what = "a snapshot without an owner" if key.startswith("snapshot/") else "the base of an image that is gone"
             findings.append(

@@ -93,4 +93,5 @@ class Inventory(Value):
     daemons: tuple[str, ...] = ()
     """Storage daemons, as CLUSTER/TYPE.NAME."""
     pool_disks: tuple[str, ...] = ()
-    """`disk/ID` and `snapshot/ID` of shared pools that this node can see, and `image/ID` of bases."""
+    """`disk/ID` and `snapshot/ID` of shared pools that this node can see, `image/ID` of bases, and `stranger/POOL/NAME`
+    of what is nothing of ours."""

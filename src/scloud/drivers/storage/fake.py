@@ -90,6 +90,8 @@ class FakeDisk:
     shared: bool = False
     bases: dict[str, Path] = field(default_factory=dict)
     fenced: set[str] = field(default_factory=set)
+    strangers: set[str] = field(default_factory=set)
+    """Names of what somebody else has put there."""
     capacity_mib: int = 1024 * 1024
     call_s: float = 0.0
     copy_s_per_mib: float = 0.0
@@ -171,6 +173,10 @@ class FakeStorage:
     async def images(self) -> list[str]:
         await self._enter("images")
         return sorted(self._disk.bases)
+
+    async def strangers(self) -> list[str]:
+        await self._enter("strangers")
+        return sorted(self._disk.strangers)
 
     async def delete_image(self, image: str) -> None:
         await self._enter("delete_image")

@@ -50,6 +50,14 @@ def check(field: str, name: str) -> None:
         raise invalid(field, f"must be an id of lower-case letters, digits and '-', not {name!r}")
 
 
+def strangers(root: Path) -> list[str]:
+    """What is neither a disk, a snapshot, nor on its way to be one."""
+    ours = (_DISK, _SNAPSHOT)
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries)
+    return [name for name in names if not name.startswith(".") and not any(known.match(name) for known in ours)]
+
+
 def listing(root: Path) -> tuple[dict[str, list[Version]], dict[str, list[Snap]]]:
     """What is published of each disk, oldest first: its versions (several only after a crash) and its snapshots."""
     disks: defaultdict[str, list[Version]] = defaultdict(list)

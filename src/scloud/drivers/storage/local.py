@@ -53,6 +53,9 @@ class LocalStorage:
     async def images(self) -> list[str]:
         return []
 
+    async def strangers(self) -> list[str]:
+        return await asyncio.to_thread(files.strangers, self._root)
+
     async def delete_image(self, image: str) -> None:
         return None
 

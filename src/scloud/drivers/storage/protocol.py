@@ -67,6 +67,10 @@ class Storage(Protocol):
         """The images that disks can be made from without their files."""
         ...
 
+    async def strangers(self) -> list[str]:
+        """Names of what lies among the disks and is nothing of ours: never touched, told to people."""
+        ...
+
     async def delete_image(self, image: str) -> None:
         """Have its file asked for again; `IN_USE` names the disks that were made from it and still depend on it."""
         ...

@@ -109,6 +109,9 @@ class RbdStorage:
         found = await self._run("list images", self._images.names)
         return sorted(image for image in map(names.parse_base, found) if image is not None)
 
+    async def strangers(self) -> list[str]:
+        return [name for name in sorted(await self._run("list images", self._images.names)) if not names.is_ours(name)]
+
     async def delete_image(self, image: str) -> None:
         await self._run(f"delete image {image}", lambda context: self._images.delete_base(context, image), long=True)
 

@@ -78,6 +78,11 @@ def object_of(name: str) -> tuple[str, int | None] | None:
     return (match[1], int(match[2], 16) if match[2] else None) if match else None
 
 
+def is_ours(name: str) -> bool:
+    """Whether an image is a disk, a base, or on its way to be one (whichever node is at it)."""
+    return parse_disk(name) is not None or parse_base(name) is not None or _PARTIAL.match(name) is not None
+
+
 def user_of(name: str) -> str:
     """How an image that depends on another is named to people."""
     if (found := parse_disk(name)) is not None:
