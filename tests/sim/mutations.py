@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from scloud.agent.disks import Disks
-from scloud.agent.journal import MemoryJournal
+from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.usage import Usage
 from scloud.controllers import finishing, serving
@@ -22,6 +23,8 @@ from scloud.store.resources import Resource, find, save
 
 from .hardware import Journal, JournalFile
 from .world import World
+
+SLOW_DISK_S = 0.2
 
 
 def _forgets_usage() -> None:
@@ -44,10 +47,17 @@ def _forgets_journal() -> None:
 
 
 def _takes_half() -> None:
-    """What is told while the connection breaks is written down, and not acted on."""
+    """What is told while the connection breaks is written down, and not acted on; slow disks make it happen."""
+    persist = Journal.apply
 
     async def take(self: Reconciler, message: Desired) -> None:
         await self._take(message)
+
+    async def apply(self: Journal, items: Iterable[AnyDesired], drop: Iterable[str]) -> None:
+        await persist(self, items, drop)
+        await asyncio.sleep(SLOW_DISK_S)
+
+    Journal.apply = apply  # type: ignore[method-assign]
 
     Reconciler.take = take  # type: ignore[method-assign]
 
