@@ -154,7 +154,8 @@ async def test_an_account_is_deleted_when_it_is_empty(cloud: Cloud) -> None:
 async def test_clusters(cloud: Cloud) -> None:
     await cloud.admin.create("clusters", "arm", architecture="aarch64", cpu_overcommit=2)
     await cloud.admin.end("PATCH", "/clusters/arm", {"name": "arms", "spec": {"cpu_overcommit": 3}})
-    assert (await cloud.admin.get("/clusters/arms"))["spec"] == {"architecture": "aarch64", "cpu_overcommit": 3.0}
+    spec = (await cloud.admin.get("/clusters/arms"))["spec"]
+    assert (spec["architecture"], spec["cpu_overcommit"]) == ("aarch64", 3.0)
     await cloud.node()
     problem = await cloud.admin.fail("DELETE", "/clusters/default", status=409, code="in_use")
     assert problem["users"] == ["node n1"]
