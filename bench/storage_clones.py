@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 
 import rados
 import rbd
-from pipelined import Connection
 
 from scloud.client.http import Client
 from scloud.drivers.storage.protocol import FromImage
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess
 from scloud.drivers.storage.rbd_images import FEATURES
+from scloud.sim.pipelined import Connection
 from storage_lab import DISK_TYPE, StorageLab, finished, storage_lab
 
 NODE = "n1"
