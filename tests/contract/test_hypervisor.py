@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -488,6 +489,25 @@ async def test_others_domains_are_left_alone(driver: Hypervisor, bench: Bench) -
     await driver.start(bench.spec())
     assert [facts.vm for facts in await driver.domains()] == [VM]
     assert [figures.vm for figures in await driver.figures()] == [VM]
+
+
+@pytest.mark.engine
+async def test_at_once_does_not_wait_for_a_process_that_does_not_obey(real: RealBench) -> None:
+    """As one does not that waits for storage which is gone: libvirt alone takes 10 s to kill it."""
+    driver = real.driver()
+    try:
+        await driver.start(real.spec())
+        pid = (await facts_of(driver)).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(6.0):
+            await driver.destroy(VM, at_once=True)
+        assert not alive(pid)
+        facts = await facts_of(driver)
+        assert (facts.running, facts.off_reason) == (False, "requested")
+    finally:
+        await driver.close()
+        real.clean()
 
 
 @pytest.mark.engine

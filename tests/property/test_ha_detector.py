@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scloud.model.ha import PROFILES, HaProfile, HaSettings
-from scloud.reconcile.ha.detector import Answers, Death, NodeView, ProbeOrder, beginning, detect
+from scloud.reconcile.ha.detector import RETURN_S, Answers, Death, NodeView, ProbeOrder, beginning, detect
 
 TICK_S = 0.5
 FAST = PROFILES[HaProfile.FAST]
@@ -22,6 +22,8 @@ class Cluster:
         self.ids = [f"nod-{number}" for number in range(count)]
         self.silent: dict[str, float] = {}
         """Node to when the manager last heard it."""
+        self.unheard: set[str] = set()
+        """Nodes that this manager has never heard."""
         self.unreachable: set[str] = set()
         """Nodes that answer no probe."""
         self.settled: set[str] = set()
@@ -40,8 +42,8 @@ class Cluster:
             self.silent.setdefault(node, self.now)
 
     def _view(self, node: str) -> NodeView:
-        heard = self.silent.get(node, self.now - 0.3)
-        gone = node in self.silent
+        heard = None if node in self.unheard else self.silent.get(node, self.now - 0.3)
+        gone = node in self.silent or node in self.unheard
         return NodeView(node, node, heard, self.addresses(node), self.settings, not gone, node in self.settled)
 
     def _answer(self, order: ProbeOrder) -> dict[str, Answers]:
@@ -157,6 +159,25 @@ def test_a_watcher_that_was_away_begins_anew() -> None:
     assert not cluster.orders and not cluster.dead
     cluster.run(30.0)
     assert set(cluster.dead) == {"nod-1"}
+
+
+def test_a_new_leader_gives_every_node_the_time_to_come_to_it() -> None:
+    cluster = Cluster(3, FAST)
+    cluster.run(3.0)
+    cluster.memory = beginning(cluster.now)  # another process: it has heard nobody
+    cluster.unheard |= set(cluster.ids)
+    cluster.unreachable.add("nod-2")  # and one is lost together with the last leader
+    began = cluster.now
+    cluster.run(5.0)
+    cluster.unheard.discard("nod-1")
+    cluster.run(4.0)
+    cluster.unheard.discard("nod-0")
+    cluster.run(1.0)
+    assert not cluster.orders and not cluster.words and not cluster.memory.suspicions
+    cluster.run(FAST.detection_s + 2 * TICK_S)
+    assert set(cluster.dead) == {"nod-2"} and {order.node for _, order in cluster.orders} == {"nod-2"}
+    at, death = cluster.dead["nod-2"]
+    assert not death.suspicion.heard and at - began >= RETURN_S + FAST.detection_s - TICK_S
 
 
 def test_switched_off() -> None:

@@ -136,7 +136,7 @@ class Reconciler:
             unknown = wanted - {item.id for item in marked}
             for facts in await within("query", "listing the node's VMs", self._hypervisor.domains()):
                 if facts.vm in unknown:
-                    await within("power", f"switching {facts.vm} off", self._hypervisor.destroy(facts.vm))
+                    await within("power", f"switching {facts.vm} off", self._hypervisor.destroy(facts.vm, at_once=True))
                     await within("power", f"forgetting {facts.vm}", self._hypervisor.undefine(facts.vm))
             await asyncio.gather(*gone)
             return [key_of(item) for item in marked]
@@ -154,7 +154,10 @@ class Reconciler:
         ]
         for vm in victims:
             log.warning("%s is switched off: %s", vm, why)
-            await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
+        # Side by side: others may start them any moment.
+        await asyncio.gather(
+            *(within("power", f"switching {vm} off", self._hypervisor.destroy(vm, at_once=True)) for vm in victims)
+        )
         return victims
 
     def new_connection(self) -> None:

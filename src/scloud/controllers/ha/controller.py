@@ -40,6 +40,8 @@ AGAIN_S = 2.0
 EVICT_S = 60.0
 PROBE_MORE_S = 5.0
 INCIDENT_PREFIX = "inc"
+LAST = "last sign of life"
+NEVER = "not heard since this manager leads; by now it should have connected"
 
 
 class HaController:
@@ -176,7 +178,7 @@ class HaController:
             names = [one.name for id in order.asks if (one := find(tx, id)) is not None]
             missed = int(seen.probed_at - seen.heard_at)
             moments = (
-                Moment(at=wall + seen.heard_at, what="heard", text="last sign of life"),
+                Moment(at=wall + seen.heard_at, what="heard", text=LAST if seen.heard else NEVER),
                 Moment(at=wall + seen.noted_at, what="missed", text="heartbeats are missing"),
                 Moment(
                     at=wall + seen.probed_at,

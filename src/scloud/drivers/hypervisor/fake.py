@@ -203,7 +203,7 @@ class FakeHypervisor:
         else:
             obey()
 
-    async def destroy(self, vm: str) -> None:
+    async def destroy(self, vm: str, *, at_once: bool = False) -> None:
         await self._call("destroy", vm)
         if vm in self.host.domains:
             self.host._off(vm, "requested")

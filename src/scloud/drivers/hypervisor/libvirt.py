@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +50,7 @@ from scloud.drivers.hypervisor.protocol import (
 )
 from scloud.drivers.hypervisor.secrets import Secrets
 from scloud.drivers.storage.place import RbdPlace
+from scloud.drivers.supervisor.identity import Identity
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
 
@@ -54,6 +58,9 @@ Result = TypeVar("Result")
 OffReason = Literal["guest", "requested", "crashed", "unknown"]
 
 START_TIMEOUT_S = 60.0
+KILL_S = 0.3
+"""libvirt asks QEMU to end and waits 10 s for it; one whose storage is gone never does. Killed this much later, libvirt
+still knows that it was asked for."""
 DETACH_TIMEOUT_S = 20.0
 DETACH_AGAIN_S = 4.0
 """A guest that is still booting does not hear the request to let a device go: it is asked again this often."""
@@ -158,15 +165,21 @@ class LibvirtHypervisor:
 
         await self._with(f"shut down {vm}", vm, ask)
 
-    async def destroy(self, vm: str) -> None:
+    async def destroy(self, vm: str, *, at_once: bool = False) -> None:
         def end(connection: Any) -> None:
             domain = _lookup(connection, vm)
             if domain is not None and domain.isActive():
+                killing = threading.Timer(KILL_S, self._kill, (self._process(domain.name()),)) if at_once else None
+                if killing is not None:
+                    killing.start()
                 try:
                     domain.destroy()
                 except libvirt.libvirtError as error:
                     if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
                         raise  # else it went off by itself in between
+                finally:
+                    if killing is not None:
+                        killing.cancel()
 
         await self._connection.call(f"switch off {vm}", end)
 
@@ -364,6 +377,17 @@ class LibvirtHypervisor:
             return int((self._state_dir / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return None
+
+    def _process(self, name: str) -> Identity | None:
+        pid = self._pid(name)
+        return None if pid is None else Identity.of(pid)
+
+    @staticmethod
+    def _kill(process: Identity | None) -> None:
+        if process is not None:
+            with process.opened() as fd, suppress(ProcessLookupError):
+                if fd is not None:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
 
     def _register(self, connection: Any) -> None:
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)

@@ -115,8 +115,9 @@ class Hypervisor(Protocol):
         """Ask the guest over ACPI; returns at once."""
         ...
 
-    async def destroy(self, vm: str) -> None:
-        """Switch off at once."""
+    async def destroy(self, vm: str, *, at_once: bool = False) -> None:
+        """Switch off. QEMU has some seconds to write what it holds; `at_once`, it has none: for a VM whose disks it
+        must not touch any more, or does not reach."""
         ...
 
     async def reboot(self, vm: str) -> None:

@@ -15,6 +15,9 @@ from scloud.model.ha import HaSettings
 
 AWAY_S = 3.0
 """If the watcher itself has not looked for so long, it knows nothing of the time between."""
+RETURN_S = 10.0
+"""So long a node that was not heard since the watcher began has to dial, before checks count as missed: agents hang up
+after 6 s without their manager, wait up to 2 s between tries, and at first try the manager that they had."""
 NOTED = 2
 """Missed checks from which on a node is spoken of; one may be late."""
 VANISHED = 3
@@ -61,10 +64,12 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What is known of one node that misses checks. Times are the watcher's clock."""
+    """What is known of one node that misses checks. Times are the watcher's clock; `heard_at` is when it should have
+    been heard if it never was since the watcher began (`heard`)."""
 
     heard_at: float
     noted_at: float
+    heard: bool = True
     phase: Literal["missing", "probing", "reachable", "held"] = "missing"
     probed_at: float | None = None
     judged_at: float | None = None
@@ -108,7 +113,7 @@ def detect(
 ) -> Decision:
     """`results` are rounds of probes that have ended since the last look: node to prober to answers."""
     floor = now if now - memory.looked_at > AWAY_S else memory.floor
-    heard = {node.id: max(node.heard_at if node.heard_at is not None else floor, floor) for node in nodes}
+    heard = {node.id: _counted_from(node, floor) for node in nodes}
     missed = {node.id: _missed(now, heard[node.id], node.settings) for node in nodes}
     watched = [node for node in nodes if not node.settled]
     vanished = [node for node in watched if missed[node.id] >= min(VANISHED, node.settings.misses)]
@@ -121,7 +126,7 @@ def detect(
             continue
         known = memory.suspicions.get(node.id)
         if known is None or known.heard_at != heard[node.id]:
-            known = Suspicion(heard[node.id], now)
+            known = Suspicion(heard[node.id], now, heard=heard[node.id] == node.heard_at)
         if known.phase == "probing" and node.id in results:
             verdict, words = _judge(node, known, results[node.id])
             known = replace(known, judged_at=now, words=words, phase="reachable" if verdict == "alive" else "held")
@@ -136,6 +141,11 @@ def detect(
                 conditions.append((node.id, words))
         suspicions[node.id] = known
     return Decision(Memory(now, floor, suspicions), tuple(probe), tuple(dead), tuple(conditions))
+
+
+def _counted_from(node: NodeView, floor: float) -> float:
+    """The last sign of life, or when there should have been one."""
+    return node.heard_at if node.heard_at is not None and node.heard_at >= floor else floor + RETURN_S
 
 
 def _is(dead: list[Death], node: str) -> bool:
