@@ -50,6 +50,16 @@ def settle_each(
         raise errors[0]
 
 
+def _farewell(resource: Resource, said: str) -> str:
+    """What has gone is called by the name it had: in the trash a disk has another."""
+    former = (resource.get("spec") or {}).get("former_name")
+    if former is None:
+        return f"{resource['name']} {said}"
+    if resource["status"]["state"] != "trashed":
+        return f"{former} {said}"
+    return f"{former} {said}: it is in the trash, `scloud disk restore {former}` brings it back"
+
+
 def settle(client: Client, answers: Resource | Sequence[Resource], how: How, said: str, shown: Shown) -> None:
     """Wait for the operations of one or several answers and print the outcome; `said` is the past tense of the verb.
 
@@ -67,7 +77,7 @@ def settle(client: Client, answers: Resource | Sequence[Resource], how: How, sai
     if shown == "gone":
         if how.output is Output.TABLE:
             for resource in done:
-                say(f"{resource['name']} {said}")
+                say(_farewell(resource, said))
         elif not errors:
             emit(ended if several else ended[0], how.output)
     elif done:

@@ -12,6 +12,7 @@ from cli_runner import Cli
 from fake_cloud import FakeCloud
 from rich.console import Console
 
+from scloud.cli.follow import _farewell
 from scloud.cli.storage_cluster import parse_device
 from scloud.cli.storage_view import bar, rendered
 
@@ -259,3 +260,16 @@ def test_what_accounts_have_is_shown_of_everything_a_pool_and_a_cluster(cli: Cli
 def test_wrong_usage(cli: Cli, cloud: FakeCloud, arguments: list[str]) -> None:
     assert cli.run(*arguments).exit_code == 2
     assert all(method == "GET" for method, *_ in cloud.requests)
+
+
+@pytest.mark.parametrize(
+    ("former", "state", "text"),
+    [
+        (None, "deleting", "dsk-1 deleted"),
+        ("data", "deleting", "data deleted"),
+        ("data", "trashed", "data deleted: it is in the trash, `scloud disk restore data` brings it back"),
+    ],
+)
+def test_a_disk_that_is_deleted_is_called_by_the_name_it_had(former: str | None, state: str, text: str) -> None:
+    resource = {"name": "dsk-1", "spec": {"former_name": former}, "status": {"state": state}}
+    assert _farewell(resource, "deleted") == text
