@@ -88,6 +88,7 @@ class Writer:
             object_blocks=OBJECT_BLOCKS,
             places=PLACES,
         )
+        self.guest.run(": > /tmp/w.acks")
         self.guest.background(script)
         self.go_on(5)
 

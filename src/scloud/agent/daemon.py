@@ -141,6 +141,7 @@ class Daemon:
             calls.answer,
             around.managers,
         )
+        self.reconciler.disks.connected = session.connected.is_set
         self.reconciler.start()
         leases = Leases(around.network.node, self.stores, around.journal, self.reconciler, self._manager_answers)
         beside = [

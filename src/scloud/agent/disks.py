@@ -11,9 +11,10 @@ from typing import Protocol
 
 from scloud.agent.board import Board
 from scloud.agent.deadlines import within
+from scloud.agent.images import ManagerAway
 from scloud.agent.journal import Journal
 from scloud.agent.stores import Stores
-from scloud.agent.usage import Usage, users_of_disk
+from scloud.agent.usage import Usage, open_or_wanted, users_of_disk
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, Storage
@@ -44,6 +45,8 @@ from scloud.reconcile.vm import DiskView
 log = logging.getLogger(__name__)
 
 FAILED_AFTER = 3
+CONNECTED_AGAIN_S = 1.0
+"""How soon a disk that waits for the manager to be heard is looked at again."""
 """Tries in a row after which an object is reported to be in error; it is tried on all the same."""
 MEASURE_EVERY_S = 60.0
 """How often a disk's real size is looked at."""
@@ -88,6 +91,8 @@ class Disks:
         """What the storage was told since this agent began."""
         self._looked: dict[str, tuple[DesiredDisk, DiskHere, float]] = {}
         """As each was found when there was nothing to do, by which wish, and when."""
+        self.connected: Callable[[], bool] = lambda: True
+        """Whether the manager is heard. While it is not, it may have given a pool's disk to another node."""
         self.workers = Workers(self._handle)
 
     @asynccontextmanager
@@ -191,6 +196,9 @@ class Disks:
                 self._board.put(plan.observed)
             if not self._usage.known and not isinstance(plan.action, HARMLESS):
                 return None  # woken again once what runs is known
+            mine = open_or_wanted(self._usage, desired.id, self._journal.desired)
+            if storage.shared and not mine and not self.connected():
+                return self.workers.now() + CONNECTED_AGAIN_S
             began = self.workers.now()
             try:
                 made = await self._act(desired, here, plan.action, storage)
@@ -280,7 +288,8 @@ class Disks:
 
     def _failed(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
         self._problems[desired.id] = str(error)
-        final = self.workers.failures(f"disk/{desired.id}") + 1 >= FAILED_AFTER
+        waits = isinstance(error, ManagerAway)
+        final = not waits and self.workers.failures(f"disk/{desired.id}") + 1 >= FAILED_AFTER
         self._board.put(
             Observed(
                 key=f"disk/{desired.id}",

@@ -22,6 +22,10 @@ LOW_SPACE = 0.10
 """Fraction of the disk that is free, below which images that no disk is being made from are removed."""
 
 
+class ManagerAway(CloudError):
+    """Nothing is wrong with what was to be done: it waits for the manager."""
+
+
 class ImageCache:
     """Files `SHA256.raw` in a folder: the name says the content, which was checked when it came.
 
@@ -92,7 +96,7 @@ class ImageCache:
         try:
             channel = await self._dial()
         except OSError as error:
-            raise CloudError(
+            raise ManagerAway(
                 ErrorKind.UNAVAILABLE, f"image {image} is not on this node and the manager cannot be reached: {error}"
             ) from error
         try:

@@ -102,6 +102,11 @@ class Usage:
         return None
 
 
+def open_or_wanted(usage: Usage, disk: str, desired: Mapping[str, AnyDesired]) -> bool:
+    """Whether a VM here has a disk open or is to have it: then it is this node's, connected or not."""
+    return usage.disk_open_by(disk) is not None or bool(users_of_disk(disk, desired))
+
+
 def users_of_disk(disk: str, desired: Mapping[str, AnyDesired]) -> list[str]:
     """Keys of the VMs that are to have a disk, running or not."""
     return [
