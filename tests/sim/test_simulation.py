@@ -1,4 +1,4 @@
-"""Whole clouds from seeds. `SCLOUD_SIM_SEEDS` says how many (1,000 in CI: under three minutes on two CPUs)."""
+"""Whole clouds from seeds. `SCLOUD_SIM_SEEDS` says how many (500 in CI: under two minutes on two CPUs)."""
 
 from __future__ import annotations
 
