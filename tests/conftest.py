@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +29,12 @@ class Lanes(LoadScopeScheduling):
         if folder == "contract" and name.startswith(ON_CEPH):
             return "ceph"
         return folder if folder in SHARED else path
+
+
+def pytest_configure() -> None:
+    # Begun in the background by a shell, a run ignores interrupts, and so would every process that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl

@@ -87,6 +87,8 @@ class Disks:
         self._slots = Slots(PARALLEL)
         self._shared_slots = Slots(PARALLEL_SHARED)
         self._problems: dict[str, str] = {}
+        self._waiting: set[str] = set()
+        """Disks whose last try did not fail of its own accord: what it needs comes from the manager, which is away."""
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
         self._looked: dict[str, tuple[DesiredDisk, DiskHere, float]] = {}
@@ -109,7 +111,7 @@ class Disks:
         if not isinstance(desired, DesiredDisk) or desired.absent:
             return DiskView("missing", reason="this node was not told of it")
         problem = self._problems.get(disk, "")
-        failed = self.workers.failures(f"disk/{disk}") >= FAILED_AFTER
+        failed = self._has_failed(disk)
         try:
             storage = self._stores.of(desired.pool)
         except CloudError as error:
@@ -124,6 +126,10 @@ class Disks:
         if rolling_back(desired, here) and self._usage.disk_open_by(disk) is None:
             return DiskView("missing", failed=failed, reason=problem or "it is being rolled back")
         return DiskView("ready", here.size_mib, limits=desired.limits)
+
+    def _has_failed(self, disk: str) -> bool:
+        """So often that its VM is told; it is tried on."""
+        return disk not in self._waiting and self.workers.failures(f"disk/{disk}") >= FAILED_AFTER
 
     async def source(self, disk: str) -> DiskSource:
         """How the hypervisor opens it. `CloudError(UNAVAILABLE)` while its pool is not known here."""
@@ -166,6 +172,7 @@ class Disks:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredDisk):
                 self._problems.pop(disk, None)
+                self._waiting.discard(disk)
                 self._limited.pop(disk, None)
                 self._looked.pop(disk, None)
                 return None
@@ -183,6 +190,7 @@ class Disks:
             plan = self._plan(desired, here)
             if plan.action is None:
                 self._problems.pop(disk, None)
+                self._waiting.discard(disk)
                 if here is not None:
                     self._looked[disk] = (desired, here, self.workers.now() + LOOK_AGAIN_S)
                 if storage.shared and not self._usage.known:
@@ -192,7 +200,7 @@ class Disks:
                 self._board.put(plan.observed)
                 self._changed(users_of_disk(disk, self._journal.desired))
                 return asyncio.get_running_loop().time() + MEASURE_EVERY_S
-            if self.workers.failures(key) < FAILED_AFTER:
+            if not self._has_failed(disk):
                 self._board.put(plan.observed)
             if not self._usage.known and not isinstance(plan.action, HARMLESS):
                 return None  # woken again once what runs is known
@@ -290,6 +298,7 @@ class Disks:
         self._problems[desired.id] = str(error)
         waits = isinstance(error, ManagerAway)
         final = not waits and self.workers.failures(f"disk/{desired.id}") + 1 >= FAILED_AFTER
+        (self._waiting.add if waits else self._waiting.discard)(desired.id)
         self._board.put(
             Observed(
                 key=f"disk/{desired.id}",

@@ -215,6 +215,8 @@ class Vms:
                 done = await self._start(desired)
             case plans.AttachDisk(disk):
                 done = await self._attach_disk(desired, disk)
+            case plans.AttachNic() if not self._current(desired):
+                done = False
             case plans.AttachNic(nic):
                 self._usage.about_to(vm, nics=[nic])
                 attaching = self._hypervisor.attach_nic(vm, self._device(nic))
@@ -307,9 +309,13 @@ class Vms:
 
     async def _attach_disk(self, desired: DesiredVm, disk: str) -> bool:
         async with self._disks.hold([disk]):
-            if (await self._disk_view(desired, disk)).state != "ready" or not self._current(desired):
+            if (await self._disk_view(desired, disk)).state != "ready":
                 return False
             source = await self._disks.source(disk)
+            # From this look on without a pause until it counts as open: told of a detachment meanwhile, this node may
+            # have said that nobody here has the disk, and another node may have it by now.
+            if not self._current(desired):
+                return False
             self._usage.about_to(desired.id, disks=[disk])
             attaching = self._hypervisor.attach_disk(desired.id, source)
             await within("plug", f"attaching disk {disk} to {desired.id}", attaching)

@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 _BIN = Path(sys.executable).parent
 SOME_FAILED = 1
 """pytest's exit status when all went well but tests failed."""
-CI_SEEDS = "500"
-"""Seeds of the simulation in a full run. Seed 760 is known to fail: see docs/storage.md."""
+CI_SEEDS = "1000"
+"""Seeds of the simulation in a full run."""
 NEEDS_NO_ENGINE = "not engine and not lab and not browser"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scloud.agent.daemon import Daemon, Drivers, Surroundings
+from scloud.agent.images import ManagerAway
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.network import NetworkSettings
 from scloud.agent.vms import VmSettings
@@ -35,6 +36,7 @@ from scloud.model.desired import (
     VmDisk,
     key_of,
 )
+from scloud.model.errors import ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad, Observed
 from scloud.model.specs import Direction, StoredRule
 from scloud.model.statuses import Accelerator, Capacity
@@ -115,15 +117,18 @@ class LinkedFunctions(FakeNetworkFunctions):
 
 
 class FakeImages:
-    """Every image is there at once, unless `missing`."""
+    """Every image is there at once, unless `missing`, or the manager that has them is `away`."""
 
     def __init__(self, disk: FakeDisk) -> None:
         self._disk = disk
         self.missing: set[str] = set()
+        self.away = False
 
     @asynccontextmanager
     async def use(self, image: str, sha256: str) -> AsyncIterator[Path]:
         await asyncio.sleep(0)
+        if self.away:
+            raise ManagerAway(ErrorKind.UNAVAILABLE, "the manager cannot be reached")
         if image in self.missing:
             raise ConnectionError("the manager cannot be reached")
         path = Path("/fake/images") / sha256

@@ -361,6 +361,20 @@ def test_a_missing_image_is_waited_for() -> None:
     run_virtually(main())
 
 
+def test_a_vm_waits_for_an_image_as_long_as_the_manager_is_away() -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            node.images.away = True
+            await create(node)
+            await asyncio.sleep(200)
+            heard = [item for item in node.boss.history if item.key in (KEY, f"disk/{DISK}")]
+            assert heard and not [item for item in heard if item.state == "error"], "nothing is wrong with either"
+            node.images.away = False
+            await created(node)
+
+    run_virtually(main())
+
+
 def test_strangers_are_listed_and_left_alone() -> None:
     async def main() -> None:
         async with running_node() as node:

@@ -11,7 +11,7 @@ from agent_node import IMAGE, NODE, POOL, SHA, Node, disk, one_vm, running_node,
 
 from scloud.drivers.hypervisor.protocol import DiskFigures
 from scloud.drivers.storage.fake import FakePools, FakeStorage
-from scloud.drivers.storage.place import secret_of
+from scloud.drivers.storage.place import FilePlace, secret_of
 from scloud.model.desired import DesiredDisk, DesiredSnapshot, DesiredStore, StorePool, VmDisk
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
@@ -86,6 +86,34 @@ def test_a_disk_that_was_just_made_is_ready_without_another_look(monkeypatch: py
             await node.boss.want(*one_vm(disks=with_data()))
             await node.settled(KEY, "running")
             assert asked.count("locate") == 1 and asked.count("show") <= 3, asked
+
+    run(main())
+
+
+def test_a_disk_that_was_said_to_be_free_is_not_attached_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager may have given it to another node since: simulation seed 760."""
+    looking, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeStorage):
+        async def locate(self, disk: str) -> FilePlace:
+            if disk == DATA:
+                looking.set()
+                await go_on.wait()
+            return await super().locate(disk)
+
+    async def main() -> None:
+        async with running_node() as node:
+            monkeypatch.setattr("scloud.drivers.storage.fake.FakeStorage", Slow)
+            await node.boss.want(store(), shared(), *one_vm())
+            await node.settled(KEY, "running")
+            await node.boss.change(KEY, disks=with_data())
+            await looking.wait()
+            await node.boss.change(KEY, disks=with_data()[:1])
+            await node.boss.change(f"disk/{DATA}")
+            await node.settled(f"disk/{DATA}", "ready")
+            go_on.set()
+            await node.settled(KEY, "running")
+            assert not [call for call in node.host.calls if call[0] == "attach_disk"]
 
     run(main())
 
