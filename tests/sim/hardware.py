@@ -60,11 +60,11 @@ class PoolDisk(FakeDisk):
     cut_off: set[str]
     keyless: set[str]
 
-    def refuse(self, node: str) -> None:
-        """Nobody of this node can open anything anew."""
+    def refuse(self, node: str, client: str | None = None) -> None:
+        """Nobody of this node can open anything anew; `client` is whose key is shown, the node's if it is not given."""
         if node in self.cut_off:
             raise CloudError(ErrorKind.UNAVAILABLE, "the storage cluster does not answer")
-        if node in self.keyless:
+        if (client or node) in self.keyless:
             raise CloudError(ErrorKind.FORBIDDEN, "the storage cluster does not take this node's key")
 
     @property

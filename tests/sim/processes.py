@@ -177,11 +177,11 @@ class NoDaemons:
 class Pools:
     """Each agent opens the one pool anew."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[str], Any]) -> None:
         self._make = make
 
     def open(self, store: DesiredStore, pool: StorePool) -> Any:
-        return self._make()
+        return self._make(store.client)
 
 
 class Control:
@@ -325,9 +325,9 @@ class AgentProcess:
         world.note(f"agent of {self.name} starts")
         life.spawn(self._main(self.daemon))
 
-    def _open_pool(self) -> Any:
+    def _open_pool(self, client: str) -> Any:
         def trouble(method: str) -> None:
-            self._world.pool_disk.refuse(self.id)
+            self._world.pool_disk.refuse(self.id, client)
             self._trouble(method)
 
         return Driver(FakeStorage(self._world.pool_disk, self.id), self._world.short, trouble)

@@ -13,6 +13,7 @@ from scloud.drivers.bmc.protocol import Bmc, BmcAccess
 from scloud.drivers.probe.protocol import Prober
 from scloud.drivers.storage.protocol import Storage
 from scloud.model.base import Value
+from scloud.model.desired import DesiredStore
 from scloud.model.errors import CloudError, ErrorKind, invalid
 
 Params = Mapping[str, Any]
@@ -34,6 +35,14 @@ class FenceAsk(Value):
 
     node: str
     pools: tuple[str, ...]
+
+
+class UnfenceAsk(Value):
+    """`store` is the cluster with its pools, as whoever administers it reaches it: a node has to be let in although no
+    other has a key that is taken."""
+
+    node: str
+    store: DesiredStore
 
 
 class EvictAsk(Value):
@@ -71,9 +80,10 @@ class HaCalls:
         return {}
 
     async def _unfence(self, params: Params) -> Any:
-        ask = _read(FenceAsk, params)
-        for storage in self._pools(ask)[:1]:
-            await within("fence", f"letting node {ask.node} in", storage.unfence(ask.node))
+        ask = _read(UnfenceAsk, params)
+        async with self._stores.beside(ask.store) as pools:
+            for storage in pools[:1]:
+                await within("fence", f"letting node {ask.node} in", storage.unfence(ask.node))
         return {}
 
     async def _evict(self, params: Params) -> list[str]:

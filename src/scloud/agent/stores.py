@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from scloud.agent.journal import Journal
@@ -60,6 +62,15 @@ class Stores:
         if pool not in self._open:
             self._open[pool] = self._pools.open(*self._known[pool])
         return self._open[pool]
+
+    @asynccontextmanager
+    async def beside(self, store: DesiredStore) -> AsyncIterator[list[Storage]]:
+        """Pools as they are reached with another key than this node's, for as long as the context lasts."""
+        opened = [self._pools.open(store, pool) for pool in store.pools]
+        try:
+            yield opened
+        finally:
+            await asyncio.gather(*(storage.close() for storage in opened), return_exceptions=True)
 
     def shared(self) -> dict[str, Storage]:
         """Of every pool that is known."""

@@ -14,6 +14,7 @@ from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.storage import rows
 from scloud.controllers.storage.line import Line
 from scloud.controllers.storage.load import Load, load
+from scloud.controllers.storage.render import administered
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.ha import Incident
 from scloud.model.kinds import Kind
@@ -161,5 +162,19 @@ class Fencer:
         """`CloudError` if it is not in again everywhere."""
         for target in await self._store.read(lambda tx: targets(tx, node)):
             if rows.fenced_secret(node) in target.load.secrets and target.pools:
-                session = self._other(target, node)
-                await session.call("unfence", FENCE_S, node=node, pools=target.pools)
+                await self._unfence(target, node)
+
+    async def _unfence(self, target: Target, node: str) -> None:
+        """By another node if there is one, else by itself: when all were lost, one has to be the first."""
+        store = administered(target.load)
+        problem = CloudError(ErrorKind.UNAVAILABLE, f"no node of {target.load.row.name} is connected")
+        for id in sorted(target.load.sites, key=lambda id: (id == node, id not in target.load.admitted)):
+            session = self._sessions.get(id)
+            if session is None or session.closed:
+                continue
+            try:
+                await session.call("unfence", FENCE_S, node=node, store=store.model_dump(mode="json"))
+                return
+            except CloudError as error:
+                problem = error
+        raise problem

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from scloud.controllers.storage import rows
+from scloud.controllers.storage.load import Load
+from scloud.controllers.storage.rows import PoolRow
 from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon, StorePool
 from scloud.model.ha import HaSettings
 from scloud.model.kinds import State
@@ -30,9 +32,7 @@ def stores(tx: Tx, row: Resource) -> dict[str, DesiredStore]:
         reach = rows.granted(secrets, node)
         name, key = rows.client_of(secrets, node) or (rows.client_name(site.name), "")
         pools = tuple(
-            StorePool(id=id, name=pool.spec.rados_name, data_name=pool.spec.data_name)
-            for id, pool in sorted(made.items())
-            if reach is not None and set(pool.names) <= set(reach)
+            _pool(pool) for _, pool in sorted(made.items()) if reach is not None and set(pool.names) <= set(reach)
         )
         ha = _ha_of(tx, node)
         result[node] = _store(row, spec, secrets, sites, site).model_copy(
@@ -45,6 +45,24 @@ def stores(tx: Tx, row: Resource) -> dict[str, DesiredStore]:
             }
         )
     return result
+
+
+def administered(load: Load) -> DesiredStore:
+    """The cluster as its administrator reaches it, with all pools that were made. It is told to nobody, but lent."""
+    return DesiredStore(
+        id=load.row.id,
+        generation=load.row.generation,
+        cluster=load.row.id,
+        fsid=load.spec.fsid,
+        mon_host=load.spec.mon_host,
+        client=load.secrets.get(rows.ADMIN_USER, "admin"),
+        client_key=load.secrets.get(rows.ADMIN_KEY, ""),
+        pools=tuple(_pool(pool) for pool in sorted(load.pools, key=lambda pool: pool.row.id) if pool.made),
+    )
+
+
+def _pool(pool: PoolRow) -> StorePool:
+    return StorePool(id=pool.row.id, name=pool.spec.rados_name, data_name=pool.spec.data_name)
 
 
 def _ha_of(tx: Tx, node: str) -> HaSettings:
