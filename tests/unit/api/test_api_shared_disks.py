@@ -314,6 +314,25 @@ async def test_a_roll_back_needs_the_disk_closed(cloud: Cloud) -> None:
     await cloud.alice.fail("POST", "/disks/other/actions/rollback", body, status=422, code="invalid")
 
 
+async def test_a_disk_that_was_just_detached_is_rolled_back_once_its_node_lets_go(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1")
+    await cloud.alice.create("vms", "a", image="micro")
+    disk = (await cloud.alice.create("disks", "data", size_mib=1, type="standard"))["id"]
+    await cloud.alice.create("snapshots", "s1", disk="data")
+    await cloud.alice.end("POST", "/disks/data/actions/attach", {"vm": "a"})
+    node, key = cloud.nodes["n1"], f"disk/{disk}"
+    node.override[key] = Observed(key=key, generation=99, state="ready", settled=False, reason="being detached from a")
+    await cloud.alice.end("POST", "/disks/data/actions/detach")
+    assert (await cloud.alice.get("/disks/data"))["status"]["held"]
+    asked = await cloud.alice.do("POST", "/disks/data/actions/rollback", {"snapshot": "s1"})
+    await node.until(lambda: of(node, disk).rollbacks == 1)
+    del node.override[key]
+    await node.stop()
+    await node.start()
+    await cloud.alice.wait(asked)
+    await cloud.until(cloud.alice, "/disks/data", "ready")
+
+
 async def test_a_snapshot_that_fails_says_why_and_can_be_deleted(cloud: Cloud) -> None:
     await pool_of(cloud, "n1")
     node = cloud.nodes["n1"]

@@ -267,7 +267,7 @@ def roll_back(tx: Tx, account: str, ref: str, snapshot_ref: str) -> dict[str, An
         raise invalid("snapshot", f"'{snapshot.name}' is not a snapshot of disk '{disk.name}'")
     if snapshot.state != State.READY:
         raise CloudError(ErrorKind.CONFLICT, f"snapshot '{snapshot.name}' is {snapshot.state}, not ready")
-    refuse_while_open(tx, disk, "roll it back")
+    refuse_while_attached(tx, disk, "roll it back")  # a node that has not let go of it yet does so first
     spec = disk.spec_as(DiskSpec)
     new = spec.model_copy(update={"rollbacks": spec.rollbacks + 1, "rollback_to": snapshot.id})
     return _change(tx, disk, "disk.rollback", new, f"being rolled back to {snapshot.name}")
@@ -303,8 +303,17 @@ def move(tx: Tx, account: str, ref: str, type_ref: str) -> dict[str, Any]:
 
 
 def refuse_while_open(tx: Tx, disk: Resource, what: str) -> None:
-    """CONFLICT unless the disk is detached or its VM is off."""
-    spec, status = disk.spec_as(DiskSpec), disk.status_as(DiskStatus)
+    """CONFLICT unless the disk is detached or its VM is off, and no node may have it open."""
+    status = disk.status_as(DiskStatus)
+    if refuse_while_attached(tx, disk, what) is None and status.held:
+        raise CloudError(
+            ErrorKind.CONFLICT, f"node {status.node} has not let go of disk '{disk.name}' yet; try again in a moment"
+        )
+
+
+def refuse_while_attached(tx: Tx, disk: Resource, what: str) -> Resource | None:
+    """CONFLICT unless the disk is detached or its VM, which is returned, is off."""
+    spec = disk.spec_as(DiskSpec)
     vm = find(tx, spec.vm) if spec.vm else None
     if vm is not None:
         off = vm.state == State.STOPPED and vm.spec_as(VmSpec).power == "off"
@@ -315,10 +324,7 @@ def refuse_while_open(tx: Tx, disk: Resource, what: str) -> None:
                 + ("" if spec.system else " or detach the disk"),
                 users=[f"vm {vm.name}"],
             )
-    elif status.held:
-        raise CloudError(
-            ErrorKind.CONFLICT, f"node {status.node} has not let go of disk '{disk.name}' yet; try again in a moment"
-        )
+    return vm
 
 
 def set_schedule(tx: Tx, account: str, ref: str, schedule: SnapshotSchedule | None) -> dict[str, Any]:
