@@ -23,6 +23,9 @@ TYPE = "standard"
 ATTEMPTS = {"manager": 4, "agents": 8}
 """Kills in one round, at most. The manager is started again later each time, and clients are patient for 30 s."""
 
+WATCH_S = 45.0
+"""A client that was killed with an image open counts as having it open for 30 s."""
+
 
 def requests(tag: str) -> list[tuple[str, str, dict[str, Any]]]:
     """One of each kind of work; what they need was made by `furnish`."""
@@ -75,14 +78,17 @@ def compare(lab: Lab, storage: Storage) -> None:
     vms = [vm["id"] for vm in lab.items("/vms", all_accounts=True) if vm["status"]["state"] == "running"]
     disks = {disk["id"]: disk["spec"].get("vm") for disk in lab.items("/disks", all_accounts=True)}
 
-    def same() -> bool:
+    def wrongly_open() -> dict[str, int]:
         found = Contents(storage, TYPE)
         assert found.disks == should and found.strange == []
         images = {origin for _, _, origin in found.disks.values() if origin and origin.startswith("img-")}
         assert images <= found.bases
-        return all(count == (disks[disk] in vms) for disk, count in found.open_by.items())
+        return {disk: count for disk, count in found.open_by.items() if count != (disks[disk] in vms)}
 
-    until(same, "disks are open where a VM runs with them, and nowhere else", 20.0)
+    deadline = time.monotonic() + WATCH_S
+    while wrong := wrongly_open():
+        assert time.monotonic() < deadline, f"open without a VM that runs, or more than once: {wrong}"
+        time.sleep(0.5)
 
 
 def finish(lab: Lab, tag: str) -> None:
