@@ -7,18 +7,18 @@ In a lab of three nodes with a real cluster, in turn, at the same depth, on imag
 
 - `librbd`: `rbd bench` with a node's own key, which is what the cluster gives on this machine;
 - `guest`: a program in the guest reads or writes its disk past the page cache (bench/guest_io.c), so that everything is
-  in it: the guest's kernel, virtio, QEMU's block layer with the options that we set, its librbd;
-- `QEMU`: the same node of the block layer of the same running QEMU, read from outside by way of an NBD export, with as
-  many requests under way. A disk that a guest has open can only be read so.
+  in it: the guest's kernel, virtio, QEMU's block layer with the options that we set, its librbd.
 
-Guests are emulated here (TCG), and what a request costs the guest's kernel is then some hundred microseconds: with
-thousands of small reads a second that is what is measured, and `QEMU` says what is left without it.
+Guests are emulated here (TCG), on the processors that the OSDs need as well. So beside the rates is told what a request
+costs, in milliseconds of processor time of the whole machine, and how much of that is the emulated processor: under KVM
+that part is microseconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -31,8 +31,6 @@ from storage_lab import DISK_TYPE, REPO, StorageLab, finished, storage_lab
 NODE, VM, DISK, PLAIN = "n1", "writer", "measured", "plain"
 DISK_MIB = 512
 FEATURES = "layering,exclusive-lock,object-map,fast-diff,deep-flatten"
-STRIDE = 10007 * 4096
-"""From one read to the next, of those that are to be all over the disk."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,15 @@ class Load:
     size: int
     requests: int
     depth: int = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """Requests a second; milliseconds of processor time a request, of the machine and of the emulated processor."""
+
+    rate: float
+    machine: float
+    emulated: float
 
 
 LOADS = (
@@ -80,16 +87,9 @@ class Bench:
         found = self.inside(f"grep -l {self.disk[-20:]} /sys/block/vd*/serial")
         self.device = f"/dev/{Path(found.strip()).parent.name}"
         self.rbd("create", f"{self.pool}/{PLAIN}", "--size", f"{DISK_MIB}M", "--image-feature", FEATURES)
-        self._export()
+        self.processors = [int(one["thread-id"]) for one in json.loads(self.qmp("query-cpus-fast"))["return"]]
         for write in (self.guest, self.librbd):
             write(LOADS[0])
-
-    def _export(self) -> None:
-        self.socket = self.lab.root / "nbd.sock"
-        blocks = json.loads(self.qmp("query-block"))["return"]
-        node = next(item["inserted"]["node-name"] for item in blocks if self.disk in item.get("qdev", ""))
-        self.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": str(self.socket)}})
-        self.qmp("block-export-add", type="nbd", id=DISK, name=DISK, **{"node-name": node})
 
     def qmp(self, command: str, **arguments: object) -> str:
         text = json.dumps({"execute": command, "arguments": arguments})
@@ -119,22 +119,28 @@ class Bench:
         seconds, requests = said.split()
         return int(requests) / float(seconds)
 
-    def qemu(self, load: Load) -> float:
-        words = ("qemu-img", "bench", "-f", "raw", "-U", "-d", str(load.depth), "-c", str(load.requests))
-        step = STRIDE if load.spread else load.size
-        reach = ("-s", str(load.size), "-S", str(step), f"nbd+unix:///{DISK}?socket={self.socket}")
-        said = subprocess.run([*words, *reach], check=True, capture_output=True, text=True).stdout
-        return load.requests / _number(r"completed in ([0-9.]+) seconds", said)
-
-    def measure(self, load: Load, runs: int) -> dict[str, list[float]]:
+    def measure(self, load: Load, runs: int) -> dict[str, list[Run]]:
         ways: dict[str, Callable[[Load], float]] = {"librbd": self.librbd, "guest": self.guest}
-        if not load.writing:
-            ways["QEMU"] = self.qemu
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        found: dict[str, list[Run]] = {name: [] for name in ways}
         for _ in range(runs):
             for name, way in ways.items():
-                found[name].append(way(load))
+                machine, emulated = _busy_s(), sum(map(_thread_s, self.processors))
+                rate = way(load)
+                machine, emulated = _busy_s() - machine, sum(map(_thread_s, self.processors)) - emulated
+                found[name].append(Run(rate, 1000 * machine / load.requests, 1000 * emulated / load.requests))
         return found
+
+
+def _busy_s() -> float:
+    """Processor time of the whole machine, seconds (proc(5): user, nice, system, idle, iowait, irq, softirq)."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _thread_s(thread: int) -> float:
+    """A thread's own, seconds (proc(5): the 14th and 15th field)."""
+    fields = Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _number(pattern: str, said: str) -> float:
@@ -144,13 +150,20 @@ def _number(pattern: str, said: str) -> float:
     return float(found[1])
 
 
-def show(load: Load, found: dict[str, list[float]]) -> None:
+def show(load: Load, found: dict[str, list[Run]]) -> None:
     print(f"{load.title}, depth {load.depth}")
-    for name, values in found.items():
-        ratio = statistics.median(values) / statistics.median(found["librbd"])
-        low, middle, high = min(values), statistics.median(values), max(values)
-        mib = middle * load.size / 2**20
-        print(f"  {name:8} {middle:7.0f}/s  ({low:.0f} - {high:.0f})  {mib:6.1f} MiB/s   {ratio:.2f}", flush=True)
+    whole = statistics.median(run.rate for run in found["librbd"])
+    for name, runs in found.items():
+        rates = [run.rate for run in runs]
+        middle = statistics.median(rates)
+        machine, emulated = (
+            statistics.median(values) for values in zip(*((r.machine, r.emulated) for r in runs), strict=True)
+        )
+        print(
+            f"  {name:7} {middle:6.0f}/s ({min(rates):.0f} - {max(rates):.0f}) {middle * load.size / 2**20:7.1f} MiB/s "
+            f"{middle / whole:5.2f}   {machine:6.2f} ms, emulated {emulated:.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -160,7 +173,9 @@ def main() -> None:
     with storage_lab() as lab:
         bench = Bench(lab)
         bench.prepare()
-        print(f"requests a second, {runs} runs in turn: median (min - max), MiB/s, ratio of medians to librbd")
+        print(
+            f"requests a second, {runs} runs in turn: median (min - max), MiB/s, ratio to librbd; processor time of one"
+        )
         for load in LOADS:
             show(load, bench.measure(load, runs))
 

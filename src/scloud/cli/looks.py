@@ -43,7 +43,7 @@ def text(path: str) -> Callable[[Resource], str]:
 
 
 def mib(path: str) -> Callable[[Resource], str]:
-    return lambda resource: human.size(at(resource, path)) if at(resource, path) else ""
+    return lambda resource: "" if at(resource, path) is None else human.size(at(resource, path))
 
 
 def yes(path: str) -> Callable[[Resource], str]:
