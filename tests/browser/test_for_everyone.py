@@ -19,6 +19,7 @@ PAGES = (
     "/security-groups/default",
     "/keys",
     "/nodes",
+    "/incidents",
     "/accounts",
     "/activity",
     "/login",

@@ -13,6 +13,7 @@ from scloud.cli.options import How, OutputOption, Switch, TimeoutOption, WaitOpt
 from scloud.cli.output import Column, emit, say, show, table
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import given, noun
+from scloud.client.incidents import story
 
 app = noun("High availability: nodes that are lost, and their VMs.")
 Json = dict[str, Any]
@@ -37,16 +38,6 @@ _MOMENTS = (
     Column("WHAT", lambda row: str(row["what"])),
     Column("", lambda row: str(row["text"])),
 )
-
-
-def story(incident: Json) -> Json:
-    """An incident with `ms` since the last sign of life, and since the line before, for each moment."""
-    moments, last = [], incident["began_at"]
-    for moment in sorted(incident["moments"], key=lambda one: float(one["at"])):
-        ms = (moment["at"] - incident["began_at"]) * 1000
-        moments.append({**moment, "ms": round(ms), "since_ms": round((moment["at"] - last) * 1000)})
-        last = moment["at"]
-    return {**incident, "moments": moments}
 
 
 @app.command("log")

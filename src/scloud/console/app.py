@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from scloud.client.problems import failure
 from scloud.console import live, login, render, writes
-from scloud.console.pages import activity, inventory, networks, overview, storage, vms
+from scloud.console.pages import activity, incidents, inventory, networks, overview, storage, vms
 from scloud.console.visit import visitor
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def make_console(http: httpx.AsyncClient) -> Starlette:
         Route("/logout", visitor(login.sign_out), methods=["POST"]),
         Route("/live", visitor(live.stream), methods=["GET"]),
     ]
-    for module in (overview, vms, networks, inventory, storage, activity):
+    for module in (overview, vms, networks, inventory, storage, incidents, activity):
         routes += [Route(path, visitor(handler), methods=["GET"]) for path, handler in module.PAGES.items()]
     routes += [Route(path, visitor(handler), methods=["POST"]) for path, handler in writes.POSTS.items()]
     app = Starlette(routes=routes, exception_handlers={HTTPException: not_http, Exception: not_http})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import orjson
 from starlette.responses import Response, StreamingResponse
@@ -22,6 +22,8 @@ _ID = re.compile(r"(ev|op)-[0-9a-z]{16}")
 
 
 Queue = asyncio.Queue[str | None]
+Look = Callable[[Visit], Awaitable[object]]
+"""Returns another value when there is something new to be shown."""
 
 
 class Streams:
@@ -39,8 +41,8 @@ class Streams:
 
 
 async def stream(visit: Visit) -> Response:
-    """`change` when there are new events, other operations than `?begun=`, or, with `?storage=1`, when storage
-    clusters or pools have other figures: recovery goes on without an event.
+    """`change` when there are new events, other operations than `?begun=`, or what goes on without an event has
+    changed: with `?storage=1` storage clusters' or pools' figures, with `?incidents=1` the stories of lost nodes.
 
     `operation` with its card whenever one of `?op=` has moved on. The stream ends when the API refuses
     or is gone; the browser then connects again.
@@ -51,13 +53,13 @@ async def stream(visit: Visit) -> Response:
     headers = {**render.HEADERS, "X-Accel-Buffering": "no"}
     streams: Streams = visit.request.app.state.streams
     since = after if _ID.fullmatch(after) else visit.since
-    storage = visit.admin and visit.query("storage") == "1"
-    body = _messages(visit, streams, since, operations, storage=storage)
+    looked_at = [look for name, look in _LOOKS.items() if visit.admin and visit.query(name) == "1"]
+    body = _messages(visit, streams, since, operations, looked_at)
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
 async def _messages(
-    visit: Visit, streams: Streams, after: str, operations: list[str], *, storage: bool
+    visit: Visit, streams: Streams, after: str, operations: list[str], looked_at: list[Look]
 ) -> AsyncIterator[str]:
     queue: Queue = asyncio.Queue(maxsize=100)
 
@@ -73,8 +75,7 @@ async def _messages(
     tasks = [asyncio.create_task(run(_events(visit, after), vital=True))]
     tasks.append(asyncio.create_task(run(_begun(visit), vital=False)))
     tasks += [asyncio.create_task(run(_operation(visit, id), vital=False)) for id in operations]
-    if storage:
-        tasks.append(asyncio.create_task(run(_storage(visit), vital=False)))
+    tasks += [asyncio.create_task(run(_changes(visit, look), vital=False)) for look in looked_at]
     streams.open.add(queue)
     try:
         yield "retry: 1500\n\n"
@@ -109,11 +110,23 @@ async def _begun(visit: Visit) -> AsyncIterator[str]:
         await asyncio.sleep(LOOK_S)
 
 
-async def _storage(visit: Visit) -> AsyncIterator[str]:
+async def _storage(visit: Visit) -> object:
+    rows = [*await visit.api.all("/storage-clusters"), *await visit.api.all("/pools")]
+    return [{**row["status"], "observed_at": 0} for row in rows]
+
+
+async def _incidents(visit: Visit) -> object:
+    newest = await visit.api.get("/ha/incidents", limit=1)
+    return [await visit.api.get("/ha"), newest["items"]]
+
+
+_LOOKS: dict[str, Look] = {"storage": _storage, "incidents": _incidents}
+
+
+async def _changes(visit: Visit, look: Look) -> AsyncIterator[str]:
     known: object = None
     while True:
-        rows = [*await visit.api.all("/storage-clusters"), *await visit.api.all("/pools")]
-        found = [{**row["status"], "observed_at": 0} for row in rows]
+        found = await look(visit)
         if known is not None and found != known:
             yield "event: change\ndata:\n\n"
         known = found

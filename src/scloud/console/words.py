@@ -86,13 +86,13 @@ def percent(value: float, total: float) -> float:
 
 def mood(state: str) -> str:
     """The look of a state: good, idle, busy, bad, or unsure. The word is always shown beside it."""
-    if state in ("running", "ready", "done", "ok", "up"):
+    if state in ("running", "ready", "done", "ok", "up", "recovered"):
         return "good"
-    if state in ("stopped", "cancelled", "trashed"):
+    if state in ("stopped", "cancelled", "trashed", "closed", "left", "gone"):
         return "idle"
     if state in ("error", "down", "failed"):
         return "bad"
-    return "unsure" if state in ("unknown", "warning", "up, out") else "busy"
+    return "unsure" if state in ("unknown", "warning", "up, out", "waiting") else "busy"
 
 
 def progress(state: str) -> str:

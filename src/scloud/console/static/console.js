@@ -88,7 +88,9 @@ function listen() {
   const query = new URLSearchParams(running().map((id) => ["op", id]));
   if (latest) query.set("after", latest);
   query.set("begun", begun);
-  if (document.querySelector("[data-storage]")) query.set("storage", "1");
+  for (const look of ["storage", "incidents"]) {
+    if (document.querySelector(`[data-${look}]`)) query.set(look, "1");
+  }
   source = new EventSource(`/live?${query}`);
   source.addEventListener("open", () => {
     if (!byId("offline").hidden) soon(); // what was missed
