@@ -109,7 +109,9 @@ class Adopted:
 
 
 def _only_clean(groups: dict[str, int]) -> bool:
-    return bool(groups) and all({"active", "clean"} <= set(state.split("+")) for state in groups)
+    """Nothing is left to be moved, either."""
+    states = [set(state.split("+")) for state in groups]
+    return bool(states) and all({"active", "clean"} <= state and "remapped" not in state for state in states)
 
 
 class Image:

@@ -89,6 +89,8 @@ osd heartbeat min size = 0
 osd fast shutdown = true
 bdev flock retry = 20
 """
+_LIMITS = {"client_mount_timeout": "30", "rados_mon_op_timeout": "30", "rados_osd_op_timeout": "120"}
+"""Seconds after which a call fails rather than wait for a dead cluster for ever, and a test run with it."""
 MON_CAPS = "profile rbd"
 """What a node's client may ask of monitors."""
 
@@ -151,7 +153,7 @@ class CephRig:
         self._tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keys)
         shutil.copy(keys, self.root / "mon/keyring")
         self._spawn("ceph-mon", "a")
-        self.admin = rados.Rados(conffile=str(self.conf), conf={"client_mount_timeout": "30"})
+        self.admin = rados.Rados(conffile=str(self.conf), conf=_LIMITS)
         self.admin.connect()
         mgr = self.mon("auth get-or-create", entity="mgr.x", caps=["mon", "allow profile mgr", "osd", "allow *"])
         self._keyring("mgr.x", mgr[0]["key"])
