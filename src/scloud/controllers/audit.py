@@ -33,9 +33,13 @@ async def audit(manager: Manager) -> dict[str, Any]:
         except CloudError:
             return
 
-    await asyncio.gather(*(ask(node) for node in nodes))
+    async with asyncio.TaskGroup() as group:
+        strange_keys = group.create_task(auditing.keys(manager.store, manager.sessions))
+        for node in nodes:
+            group.create_task(ask(node))
     names = {id: row.name for id, row in nodes.items()}
     findings = await manager.store.read(lambda tx: compare(tx, inventories, names))
+    findings += [_finding(severity, "", key, message) for severity, key, message in strange_keys.result()]
     silent = sorted(names[id] for id in nodes if id not in inventories and nodes[id].state != State.JOINING)
     findings += [_finding("warning", name, "", "the node did not answer; what it has is not known") for name in silent]
     return {

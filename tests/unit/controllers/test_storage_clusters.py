@@ -522,6 +522,33 @@ async def test_audit_knows_storage_daemons(cloud: Cloud) -> None:
     }
 
 
+async def test_audit_names_keys_of_nobody(cloud: Cloud) -> None:
+    ceph, nodes, id = await deployed(cloud, per_node=1)
+    for node in nodes:
+        mine = [name for name in ("mon", "mgr") if name == "mon" or node is not nodes[2]]
+        osds = (await cloud.admin.get("/storage-clusters/c1"))["status"]["osds"]
+        have = [f"{id}/{name}.{node.name}" for name in mine]
+        have += [f"{id}/osd.{osd['osd']}" for osd in osds if osd["node"] == node.name]
+        node.answers["inventory"] = lambda _, have=have: {"daemons": have}
+    number = next(iter(ceph.osds.values()))["osd"]
+    ceph.auth[f"osd.{number}"] = ceph.auth["client.bootstrap-mds"] = {"key": "k", "caps": {}}
+    assert (await cloud.admin.get("/audit"))["findings"] == []
+    for name in ("client.scloud-n9", "osd.77", "client.friend"):
+        ceph.auth[name] = {"key": "k", "caps": {}}
+    found = {item["key"]: item for item in (await cloud.admin.get("/audit"))["findings"]}
+    assert {key: item["severity"] for key, item in found.items()} == {
+        f"{id}/client.scloud-n9": "error",
+        f"{id}/osd.77": "error",
+        f"{id}/client.friend": "warning",
+    }
+    assert "'c1'" in found[f"{id}/osd.77"]["message"]
+    for key, item in found.items():
+        assert f"ceph auth del {key.split('/')[1]}" in item["message"]
+    ceph.silent = True
+    (silent,) = (await cloud.admin.get("/audit"))["findings"]
+    assert silent["key"] == id and "did not say" in silent["message"]
+
+
 # --- adopted
 
 

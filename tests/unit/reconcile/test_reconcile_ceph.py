@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def test_a_pool_that_is_full_says_that_writes_wait() -> None:
     seen = PoolSeen("p", 1, 3, 2, 8, 0, used_fraction=0.96, full=True)
     accepts, (said,) = fullness(spec, View(), seen, 0.8, True)
     assert not accepts and said.name == "full" and "ALL WRITES WAIT" in said.message and "--now" in said.message
+    accepts, (said,) = fullness(spec, View(), replace(seen, over_quota=True), 0.8, True)
+    assert not accepts and said.name == "full" and "quota" in said.message and "device" not in said.message
+
+
+def test_a_share_of_a_pool_is_not_taken_for_the_fill_of_a_device() -> None:
+    """Ceph's share is 1 at the full ratio; here the pool alone fills devices to 0.76, which is 0.8 of 0.95."""
+    osds = (OsdSeen(0, "0", True, True, total_kib=1000, used_kib=760),)
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, stored=5, used_fraction=0.8)
+    assert fullness(PoolSpec(cluster="c"), View(osds=osds), seen, 0.8, True) == (True, [])
+    accepts, (said,) = fullness(PoolSpec(cluster="c"), View(osds=osds), replace(seen, full=True), 0.8, True)
+    assert not accepts and "76% of its fullest device" in said.message
+    accepts, (said,) = fullness(PoolSpec(cluster="c"), View(), replace(seen, used_fraction=0.9), 0.8, True)
+    assert not accepts and "86% of its fullest device" in said.message and "at 95%" in said.message
 
 
 def test_what_does_not_need_each_other_goes_at_the_same_time() -> None:

@@ -1,16 +1,66 @@
-"""Storage daemons that run without an owner, and those that should be there and are not."""
+"""Storage daemons that run without an owner, and those that should be there and are not; keys that belong to nobody."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 
+from scloud.controllers.sessions import Sessions
+from scloud.controllers.storage.line import Line
+from scloud.controllers.storage.load import Load, load
 from scloud.controllers.storage.render import stores
 from scloud.model.desired import OsdDaemon
+from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Inventory
 from scloud.model.storage import StorageClusterStatus
-from scloud.store.database import Tx
+from scloud.reconcile.ceph import auth
+from scloud.reconcile.ceph.commands import Command
+from scloud.reconcile.ceph.view import MON_QUESTIONS, SLOW_QUESTIONS, read, read_slow
+from scloud.store.database import Store, Tx
 from scloud.store.resources import Resource, all_of
+
+ASK_S = 10.0
+
+
+async def keys(store: Store, sessions: Sessions) -> list[tuple[str, str, str]]:
+    """(severity, key, message) of what is amiss with the keys of clusters that can be asked."""
+
+    def settled(tx: Tx) -> list[Load]:
+        rows = (row for row in all_of(tx, Kind.STORAGE_CLUSTER) if row.state == State.READY)
+        return [found for row in rows if (found := load(tx, row.id)) is not None]
+
+    asked = await asyncio.gather(*(_keys(store, Line(sessions), one) for one in await store.read(settled)))
+    return [finding for findings in asked for finding in findings]
+
+
+async def _keys(store: Store, line: Line, seen: Load) -> list[tuple[str, str, str]]:
+    if not line.connected(seen):
+        return []  # the audit says of each node that it did not answer
+    asked = []
+    try:
+        # The map before and after: an OSD that comes or goes at this moment is in one of both.
+        for questions in (MON_QUESTIONS["osds"], SLOW_QUESTIONS["auth"], MON_QUESTIONS["osds"]):
+            asked.append(await line.send(seen, Command(questions, "audit"), ASK_S))
+    except CloudError as error:
+        message = f"storage cluster '{seen.row.name}' did not say whose keys it takes: {error.message}"
+        return [("warning", seen.row.id, message)]
+    before, auths, later = asked
+    # Who is wanted is read after what is there: what was made known meanwhile is nobody's for no moment.
+    after = await store.read(lambda tx: load(tx, seen.row.id))
+    if after is None or after.row.gone:
+        return []
+    known = {entity.name for entity in after.entities()} | set(after.former_clients().values())
+    numbers = {osd.number for dump in (before, later) for osd in read({"osds": dump}).osds}
+    found = auth.strangers(known, read_slow({"auth": auths}).auth, numbers, after.deployed)
+    return [
+        (
+            "error" if after.deployed and auth.is_ours(name) else "warning",
+            f"{seen.row.id}/{name}",
+            f"storage cluster '{seen.row.name}' knows {name}: {message}",
+        )
+        for name, message in found.items()
+    ]
 
 
 def compare(tx: Tx, inventories: Mapping[str, Inventory]) -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from scloud.controllers import finishing
 from scloud.controllers.storage.load import Load
@@ -14,10 +15,11 @@ from scloud.model.kinds import State
 from scloud.model.storage import Condition, PoolStatus
 from scloud.reconcile.ceph import pools as reconcile
 from scloud.reconcile.ceph.conditions import appeared, dated
-from scloud.reconcile.ceph.figures import fullness, pool_capacity
+from scloud.reconcile.ceph.figures import fullness, pool_capacity, room_told
 from scloud.reconcile.ceph.layout import spots
 from scloud.reconcile.ceph.pools import Wanted
 from scloud.reconcile.ceph.redundancy import objections, warning
+from scloud.reconcile.ceph.view import PoolSeen, View
 from scloud.store import operations, samples
 from scloud.store.database import Tx
 from scloud.store.nodes import usages
@@ -63,7 +65,7 @@ def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, prov
     figures: dict[str, object] = {}
     if data is not None and not stranger:
         samples.add(tx, pool.row.id, data.stored >> 20)
-        accepts, conditions = fullness(pool.spec, view, data, load.spec.warn_percent / 100, old.accepts_new)
+        accepts, conditions = _room(load, pool, view, data)
         figures = {
             "capacity": pool_capacity(data, provisioned, samples.history(tx, pool.row.id)),
             "iops_read": _step(old.iops_read, data.reads_per_s),
@@ -99,6 +101,16 @@ def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, prov
         tx.touch(pool.row.key)
         return True
     return False
+
+
+def _room(load: Load, pool: PoolRow, view: View, data: PoolSeen) -> tuple[bool, list[Condition]]:
+    """Whether it takes new disks, and what is to be said of that."""
+    metadata = view.pools.get(pool.spec.rados_name, data)
+    data = replace(data, full=data.full or metadata.full, over_quota=data.over_quota or metadata.over_quota)
+    refused = [item for item in pool.status.conditions if item.name in ("near-full", "full")]
+    if refused and not data.full and not room_told(view):
+        return False, refused  # with no manager to tell how full it is, it is as full as it was
+    return fullness(pool.spec, view, data, load.spec.warn_percent / 100, not refused)
 
 
 def _reason(load: Load, pool: PoolRow, stranger: str, failure: str) -> str:

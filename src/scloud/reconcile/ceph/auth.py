@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from scloud.reconcile.ceph.commands import Command, mon
@@ -45,3 +45,33 @@ def plan(wanted: Iterable[Entity], gone: Iterable[str], present: Mapping[str, tu
             steps.append(mon(f"make {entity.name} known", "auth import", data=keyring(entity)))
     steps += [mon(f"forget {name}", "auth del", entity=name) for name in sorted(set(gone)) if name in present]
     return steps
+
+
+NODE_CLIENT = "client.scloud-"
+_CEPHS_OWN = ("client.admin", "client.bootstrap-")
+
+
+def is_ours(name: str) -> bool:
+    """Whether an entity is one that this cloud gives keys to, by its name: a node, or a daemon."""
+    return name.startswith(NODE_CLIENT) or not name.startswith("client.")
+
+
+def strangers(known: Iterable[str], present: Iterable[str], osds: Collection[int], deployed: bool) -> dict[str, str]:
+    """Entities that belong to nobody, each with what it means and what to do.
+
+    `known` are those that are wanted or on their way out; `osds` the numbers in the cluster's map. Of an adopted
+    cluster only nodes' clients are judged: the rest is its own business.
+    """
+    mine, found = set(known), {}
+    for name in sorted(set(present) - mine):
+        kind, _, id = name.partition(".")
+        if name.startswith(NODE_CLIENT):
+            found[name] = (
+                "no node of this storage cluster has this key, and whoever has it reaches disks; unless it is another "
+                f"cloud's, take it away: `ceph auth del {name}`"
+            )
+        elif deployed and kind == "osd" and id.isdigit() and int(id) not in osds:
+            found[name] = f"the key of an OSD that the cluster does not have: `ceph auth del {name}`"
+        elif deployed and kind == "client" and not name.startswith(_CEPHS_OWN):
+            found[name] = f"a key that this cloud did not give; if nobody needs it: `ceph auth del {name}`"
+    return found

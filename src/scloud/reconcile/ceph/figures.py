@@ -74,26 +74,39 @@ def fill(osds: Iterable[OsdSeen], media: str | None) -> float:
     )
 
 
+def room_told(view: View) -> bool:
+    """Whether it is known how full devices are: only a manager tells."""
+    return any(osd.total_kib for osd in view.osds)
+
+
 def fullness(spec: PoolSpec, view: View, seen: PoolSeen, warn: float, accepted: bool) -> tuple[bool, list[Condition]]:
     """Whether the pool takes new disks, and what is to be said of its room. `accepted` is whether it did until now."""
-    fullest = fill(view.osds, spec.media.value if spec.media else None)
-    part = max(fullest, seen.used_fraction)
+    # Ceph's share of a pool is 1 when its devices are at the full ratio; brought to the scale of the devices' fill.
+    used = max(fill(view.osds, spec.media.value if spec.media else None), seen.used_fraction * view.full)
     limit = min(REFUSE, view.nearfull)
+    if seen.over_quota:
+        message = (
+            "the quota that somebody has set for it in Ceph is used up: ALL WRITES WAIT until there is room, reads go "
+            "on; delete disks for good (`scloud disk delete --now`) or raise the quota (`ceph osd pool set-quota "
+            f"{seen.name} max_bytes N`)"
+        )
+        return False, [Condition(name="full", level="error", message=message)]
     if seen.full:
         message = (
-            f"{part:.0%} of its fullest device is used: ALL WRITES WAIT until there is room, reads go on; delete disks "
+            f"{used:.0%} of its fullest device is used: ALL WRITES WAIT until there is room, reads go on; delete disks "
             "for good (`scloud disk delete --now`) or add devices (`scloud storage-cluster device add`)"
         )
         return False, [Condition(name="full", level="error", message=message)]
-    if part >= limit or (not accepted and part >= limit - (REFUSE - ACCEPT_AGAIN) and seen.stored):
+    if used >= limit or (not accepted and used >= limit - (REFUSE - ACCEPT_AGAIN)):
         message = (
-            f"{part:.0%} of its fullest device is used: no new disks are made and none grows, so that those there are "
-            "can go on being written; add devices (`scloud storage-cluster device add`) or delete disks"
+            f"{used:.0%} of its fullest device is used: no new disks are made and none grows, so that those there are "
+            f"can go on being written; at {view.full:.0%} all writes would wait; add devices "
+            "(`scloud storage-cluster device add`) or delete disks"
         )
         return False, [Condition(name="near-full", level="error", message=message)]
-    if part >= warn:
+    if used >= warn:
         message = (
-            f"{part:.0%} is used; from {limit:.0%} on it takes no new disks: add devices "
+            f"{used:.0%} of its fullest device is used; from {limit:.0%} on it takes no new disks: add devices "
             "(`scloud storage-cluster device add`) or delete disks"
         )
         return True, [Condition(name="filling-up", level="warning", message=message)]

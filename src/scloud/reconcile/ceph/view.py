@@ -69,9 +69,11 @@ class PoolSeen:
     autoscale: str = ""
     full: bool = False
     """Writes wait: one of its devices, or its quota, is full."""
+    over_quota: bool = False
     stored: int = 0
     available: int = 0
     used_fraction: float = 0.0
+    """Of what the pool may have until one of its devices is at the full ratio, 0..1."""
     objects: int = 0
     reads_per_s: float = 0.0
     writes_per_s: float = 0.0
@@ -114,6 +116,7 @@ class View:
     used_bytes: int = 0
     available_bytes: int = 0
     nearfull: float = 0.85
+    full: float = 0.95
     profiles: frozenset[str] = frozenset()
 
     def osd(self, uuid: str) -> OsdSeen | None:
@@ -208,6 +211,7 @@ def read(answers: Answers) -> View:
         used_bytes=used,
         available_bytes=available,
         nearfull=float(dump.get("nearfull_ratio", 0.85)),
+        full=float(dump.get("full_ratio", 0.95)),
         profiles=frozenset(_dict(dump.get("erasure_code_profiles"))),
     )
 
@@ -278,6 +282,7 @@ def _pools(dump: dict[str, Json], df: dict[str, Json], answers: Answers) -> dict
     for item in _list(dump.get("pools")):
         name = item["pool_name"]
         used, rate = usage.get(name, {}), rates.get(name, {})
+        flags = set(str(item.get("flags_names", "")).split(","))
         applications = _dict(item.get("application_metadata"))
         found[name] = PoolSeen(
             name=name,
@@ -288,10 +293,11 @@ def _pools(dump: dict[str, Json], df: dict[str, Json], answers: Answers) -> dict
             rule=int(item["crush_rule"]),
             applications=tuple(applications),
             owner=str(_dict(applications.get("rbd")).get("scloud", "")),
-            overwrites="ec_overwrites" in str(item.get("flags_names", "")),
+            overwrites="ec_overwrites" in flags,
             erasure_coded=int(item.get("type", 1)) == 3,
             autoscale=str(item.get("pg_autoscale_mode", "")),
-            full=bool({"full", "full_quota"} & set(str(item.get("flags_names", "")).split(","))),
+            full=bool({"full", "full_quota"} & flags),
+            over_quota="full_quota" in flags,
             stored=int(used.get("stored", 0)),
             available=int(used.get("max_avail", 0)),
             used_fraction=float(used.get("percent_used", 0.0)),
