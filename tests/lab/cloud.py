@@ -81,7 +81,13 @@ class Lab:
         self.ok("lab", "up", "--nodes", str(nodes), *options, timeout=600.0)
         status = self.status()
         self.env["SCLOUD_CONTEXT"] = status["context"]
-        self.context = Context(status["context"], status["url"], Path(status["token_file"]).read_text().strip())
+        others = tuple(
+            json.loads((self.folder / "config" / "contexts.json").read_text())["contexts"][status["context"]].get(
+                "others", ()
+            )
+        )
+        token = Path(status["token_file"]).read_text().strip()
+        self.context = Context(status["context"], status["url"], token, others=others)
 
     # --- the command line
 
@@ -359,6 +365,23 @@ class Guest:
                 break
             self.forget()
         return Done(argv, process)
+
+    @contextlib.contextmanager
+    def reading(self, command: str) -> Iterator[subprocess.Popen[str]]:
+        """A command whose output is read as it comes."""
+        self._connect(BOOT_S)
+        process = subprocess.Popen(
+            ("ssh", "-S", str(self._socket), "-o", "BatchMode=yes", self.name, "--", command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def run(self, command: str, timeout: float = 60.0, boot: float = BOOT_S) -> str:
         """What a command that succeeds prints."""

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lab.cloud import Lab
+from lab.cloud import Guest, Lab
 from lab.conftest import _folder
+from lab_ceph import protected as surviving
+from lab_ceph.protected import Protected
 from lab_ceph.storage import Storage
+from lab_ceph.writer import Writer
+from support.figures import Figures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,3 +44,16 @@ def storage(lab: Lab) -> Iterator[Storage]:
     found = Storage(lab)
     yield found
     found.healthy()
+
+
+@pytest.fixture(scope="package")
+def survivor(lab: Lab) -> Iterator[tuple[Guest, Writer]]:
+    """One guest for all tests of lost nodes."""
+    guest, writer = surviving.make(lab)
+    yield guest, writer
+    surviving.remove(lab, guest)
+
+
+@pytest.fixture
+def protected(lab: Lab, storage: Storage, figures: Figures, survivor: tuple[Guest, Writer]) -> Protected:
+    return Protected(lab, storage, figures, *survivor)

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lab.cloud import Guest, until
@@ -23,7 +27,7 @@ OBJECT_BLOCKS = 1024
 DISK_MIB = OBJECTS * OBJECT_BLOCKS * BLOCK >> 20
 
 _SCRIPT = """
-n=0
+n={after}
 while [ ! -e /tmp/w.stop ]; do
     n=$((n + 1)); s=$((n * {sectors}))
     printf '{form}' {numbers} > /tmp/w.block
@@ -35,6 +39,8 @@ while [ ! -e /tmp/w.stop ]; do
 done
 touch /tmp/w.end
 """
+# BusyBox's `tail -f` looks once a second.
+_TELL = "exec 3< /tmp/w.acks; while :; do if read line <&3; then echo $line; else usleep 20000; fi; done"
 
 
 def content(number: int) -> bytes:
@@ -72,13 +78,34 @@ class Ack:
     at: float
 
 
+class Heard:
+    """What a guest has said to be written. `last` is the number of the last block."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.last = 0
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+        until(lambda: self.last, "the guest acknowledges blocks", 30.0)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.endswith("\n"):
+                self.last = int(line.partition(" ")[0])
+
+
 class Writer:
     def __init__(self, guest: Guest, device: str) -> None:
         self.guest, self.device = guest, device
         self._acks: list[Ack] = []
+        self.after = 0
 
-    def start(self) -> None:
+    def start(self, after: int = 0) -> None:
+        """From block `after` + 1 on; what was acknowledged before is forgotten."""
+        self._acks, self.after = [], after
         script = _SCRIPT.format(
+            after=after,
             device=self.device,
             sectors=SECTORS,
             form=f"%0{SECTOR}d" * SECTORS,
@@ -88,7 +115,7 @@ class Writer:
             object_blocks=OBJECT_BLOCKS,
             places=PLACES,
         )
-        self.guest.run(": > /tmp/w.acks")
+        self.guest.run("rm -f /tmp/w.*; : > /tmp/w.acks")
         self.guest.background(script)
         self.go_on(5)
 
@@ -98,7 +125,7 @@ class Writer:
         for line in text.splitlines():
             number, _, at = line.partition(" ")
             self._acks.append(Ack(int(number), float(at)))
-        assert [ack.number for ack in self._acks] == list(range(1, len(self._acks) + 1))
+        assert [ack.number for ack in self._acks] == [self.after + place + 1 for place in range(len(self._acks))]
         return self._acks
 
     def go_on(self, more: int = 20, seconds: float = 60.0) -> None:
@@ -113,6 +140,11 @@ class Writer:
             before = len(self._acks)
         until(enough, f"the guest has written {more} more blocks", seconds)
 
+    def go_on_for(self, seconds: float) -> None:
+        """Wait until it has written for so long by its own clock."""
+        began = self.acks()[-1].at
+        until(lambda: self.acks()[-1].at - began > seconds, f"the guest writes for {seconds:g} s", seconds + 60.0)
+
     def mark(self) -> int:
         """How many there are now; at least one."""
         return len(self.acks())
@@ -124,19 +156,40 @@ class Writer:
         return max(after - before for before, after in itertools.pairwise(times))
 
     def stop(self) -> int:
-        """How many blocks it has written, all of them acknowledged."""
+        """The last block that it has written, all of them acknowledged."""
         self.guest.run("touch /tmp/w.stop; until [ -e /tmp/w.end ]; do usleep 50000; done")
-        return len(self.acks())
+        return self.after + len(self.acks())
 
-    def digest(self) -> str:
-        """SHA-256 of all places of the disk, read past the guest's cache."""
+    @contextmanager
+    def heard(self) -> Iterator[Heard]:
+        """Acknowledgements as they come, until the guest or the way to it is gone."""
+        with self.guest.reading(_TELL) as process:
+            yield Heard(process)
+
+    def last(self, acknowledged: int) -> int:
+        """The last block on the disk, once the guest has died: no earlier one than was acknowledged, and all are
+        whole. AssertionError if not."""
+        found = self.guest.run(self._reading(), 120.0)
+        sectors = [found[at : at + SECTOR] for at in range(0, len(found), BLOCK)]
+        last = max((int(text) // SECTORS for text in sectors if text[0] != "\0"), default=0)
+        assert last >= acknowledged, f"block {acknowledged} was acknowledged, and {last} is the last on the disk"
+        size = PLACES * BLOCK
+        for number, expected in enumerate(runs(last)):
+            assert found[number * size : (number + 1) * size] == expected.decode(), f"object {number} is not as written"
+        return last
+
+    def _reading(self) -> str:
+        """All places of the disk, past the guest's cache."""
         run = PLACES * BLOCK
         each = OBJECT_BLOCKS // PLACES
-        return self.guest.run(
+        return (
             f"echo 3 > /proc/sys/vm/drop_caches; i=0; while [ $i -lt {OBJECTS} ]; do dd if=/dev/{self.device} bs={run} "
-            f"skip=$((i * {each})) count=1 iflag=direct 2>/dev/null || echo failed; i=$((i + 1)); done | sha256sum",
-            120.0,
-        ).split()[0]
+            f"skip=$((i * {each})) count=1 iflag=direct 2>/dev/null || echo failed; i=$((i + 1)); done"
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of all places of the disk."""
+        return self.guest.run(f"{{ {self._reading()}; }} | sha256sum", 120.0).split()[0]
 
 
 def digest(last: int) -> str:

@@ -35,6 +35,11 @@ class Fault(StrEnum):
     HANG = "hang"
 
 
+class From(StrEnum):
+    MANAGER = "manager"
+    STORAGE = "storage"
+
+
 def _root(root: Path | None, command: str) -> Path:
     from scloud.node.layout import lab_root
     from scloud.setup.host import need_root
@@ -98,13 +103,24 @@ def fail(
     how: Annotated[Fault, typer.Option("--how", help="kill all in it, cut it off, or stop all in it where it is.")],
     root: Root = None,
     only_agent: Annotated[bool, typer.Option("--only-agent", help="Spare guests and engines (kill, hang).")] = False,
+    side: Annotated[
+        From | None, typer.Option("--from", help="Cut a node off from this only: the managers, or others' storage.")
+    ] = None,
 ) -> None:
     """Break a node until `lab heal`. A storage daemon that is killed is started again by its node's agent."""
-    from scloud.lab.faults import How
+    from scloud.lab.faults import How, Side
     from scloud.lab.faults import fail as break_it
     from scloud.lab.plan import need_plan
 
-    print(break_it(need_plan(_root(root, "fail")), node, How(how.value), only_agent=only_agent))
+    print(
+        break_it(
+            need_plan(_root(root, "fail")),
+            node,
+            How(how.value),
+            only_agent=only_agent,
+            side=Side(side) if side else None,
+        )
+    )
 
 
 @app.command()

@@ -30,20 +30,31 @@ class How(StrEnum):
     HANG = "hang"
 
 
-def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str:
+class Side(StrEnum):
+    MANAGER = "manager"
+    STORAGE = "storage"
+
+
+def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False, side: Side | None = None) -> str:
     """Break a node, or only its agent, or the manager (`node` = "manager"), or a storage daemon (`osd.3`); what was
     done, in words.
 
     `kill` is SIGKILL to every process in it, its wires cut, and none is started again, but for a storage daemon, of
-    which its node's agent takes care; `partition` cuts it off from the manager and from the other nodes; `hang` stops
-    every process in it where it is.
+    which its node's agent takes care; `partition` cuts it off from the manager and from the other nodes, or from one
+    `side` only: the managers, or the other nodes on the network that storage uses; `hang` stops every process in it
+    where it is.
     """
+    if side is not None and (how is not How.PARTITION or node not in plan.nodes):
+        raise invalid("from", "only a node can be cut off from something, with `--how partition`")
     if "." in node:
         return _fail_daemon(plan, node, how)
     if node in managers(plan) or only_agent:
         return _fail_unit(plan, node, how)
     sandbox = plan.sandbox(node)
     belongs = of_node(plan.root, node, sandbox.mount_namespace())
+    if side is not None:
+        wires.lose(plan, node, _far(plan, node, side))
+        return f"{node} is cut off from {'the manager' if side is Side.MANAGER else 'the storage of other nodes'}"
     if how is How.PARTITION:
         wires.set_links(plan, node, "down")
         return f"{node} is cut off"
@@ -52,6 +63,13 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False) -> str
     _want(plan, f"agent-{node}", "leave")
     wires.set_links(plan, node, "down")  # a machine without power answers nobody
     return f"{signal_all(belongs, signal.SIGKILL)} processes of {node} are killed"
+
+
+def _far(plan: LabPlan, node: str, side: Side) -> list[str]:
+    """Addresses on the management network."""
+    if side is Side.MANAGER:
+        return [plan.host_address]
+    return [plan.management_address(other) for other in plan.nodes if other != node]
 
 
 def _fail_unit(plan: LabPlan, node: str, how: How) -> str:
@@ -87,6 +105,7 @@ def heal(plan: LabPlan, node: str) -> str:
         start_manager(plan.layout, (plan.endpoints, *plan.standbys)[number - 1], number=number)
         return f"the {node} runs"
     sandbox = plan.sandbox(node)
+    wires.find_again(plan, node, [address for side in Side for address in _far(plan, node, side)])
     wires.set_links(plan, node, "up")
     belongs = of_node(plan.root, node, sandbox.mount_namespace())
     continued = signal_all(belongs, signal.SIGCONT)

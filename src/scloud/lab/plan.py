@@ -73,6 +73,11 @@ class LabPlan(Value):
             raise CloudError(ErrorKind.NOT_FOUND, f"there is no node '{node}' in this lab; it has {known}")
         return self.layout.sandbox(node, isolated=True)
 
+    @property
+    def host_address(self) -> str:
+        """Where the managers are, in the management network."""
+        return str(ipaddress.IPv4Network(self.management)[1])
+
     def management_address(self, node: str) -> str:
         return str(ipaddress.IPv4Network(self.management)[_FIRST_HOST + self._number(node)])
 

@@ -7,6 +7,7 @@ settings have no say in what nodes send one another.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
 from scloud.lab.plan import LabPlan
 from scloud.node.command import run, succeeds
@@ -55,9 +56,24 @@ def set_links(plan: LabPlan, node: str, state: str) -> None:
         _in_fabric(plan, "link", "set", outer, state)
 
 
+def lose(plan: LabPlan, node: str, addresses: Iterable[str]) -> None:
+    """Whatever the node sends there is lost from now on. On layer 2 it answers as ever."""
+    for address in addresses:
+        plan.sandbox(node).run("ip", "route", "replace", "blackhole", f"{address}/32")
+
+
+def find_again(plan: LabPlan, node: str, addresses: Iterable[str]) -> None:
+    """The end of `lose`, of those that were lost."""
+    sandbox = plan.sandbox(node)
+    lost = sandbox.run("ip", "route", "show", "type", "blackhole").split()
+    for address in set(lost).intersection(addresses):
+        sandbox.run("ip", "route", "del", "blackhole", f"{address}/32")
+
+
 def is_partitioned(plan: LabPlan, node: str) -> bool:
-    """Whether its management wire is cut."""
-    return "DOWN" in _in_fabric(plan, "-brief", "link", "show", "dev", f"m-{node}").split()[1:2]
+    """Whether its management wire is cut, or addresses there are lost to it."""
+    cut = "DOWN" in _in_fabric(plan, "-brief", "link", "show", "dev", f"m-{node}").split()[1:2]
+    return cut or bool(plan.sandbox(node).run("ip", "route", "show", "type", "blackhole"))
 
 
 def remove_host_device(device: str) -> None:

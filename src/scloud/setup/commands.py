@@ -37,6 +37,7 @@ def test(
         list[str] | None, typer.Argument(metavar="[-- PYTEST-ARGUMENT ...]", help="Handed to pytest.")
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Only what needs neither engines nor root.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="Only what takes longer than CI has.")] = False,
 ) -> None:
     """Check the sources and run the tests: all that CI runs."""
     from scloud.setup.host import need_root
@@ -44,7 +45,7 @@ def test(
 
     if not fast:
         need_root("test")
-    raise typer.Exit(run_tests(fast=fast, arguments=arguments or []))
+    raise typer.Exit(run_tests(fast=fast, arguments=arguments or [], long=long))
 
 
 def node_join(

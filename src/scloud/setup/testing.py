@@ -18,10 +18,12 @@ SOME_FAILED = 1
 CI_SEEDS = "1000"
 """Seeds of the simulation in a full run."""
 NEEDS_NO_ENGINE = "not engine and not lab and not browser"
+LONG = "long"
+"""What takes longer than CI has room for."""
 
 
-def run_tests(*, fast: bool, arguments: list[str]) -> int:
-    """The exit status. The first check that fails ends it; pytest's summary comes last."""
+def run_tests(*, fast: bool, arguments: list[str], long: bool = False) -> int:
+    """The exit status; `long` is only what CI leaves out. The first check that fails ends it; the summary is last."""
     checks: dict[str, list[str]] = {
         "ruff check": [str(_BIN / "ruff"), "check", "."],
         "ruff format": [str(_BIN / "ruff"), "format", "--check", "--quiet", "."],
@@ -40,9 +42,12 @@ def run_tests(*, fast: bool, arguments: list[str]) -> int:
     environment = os.environ | ({} if fast else {"SCLOUD_SIM_SEEDS": os.environ.get("SCLOUD_SIM_SEEDS", CI_SEEDS)})
     # What needs no engine keeps all processors busy; what has real engines mostly waits for them, so two run at a time.
     lanes = ["-n", "2", "--dist", "loadscope"]
-    runs = [[*pytest, "-n", "auto", "-m", NEEDS_NO_ENGINE], [*pytest, *lanes, "-m", f"not ({NEEDS_NO_ENGINE})"]]
+    with_engines = f"not ({NEEDS_NO_ENGINE}) and not {LONG}"
+    runs = [[*pytest, "-n", "auto", "-m", NEEDS_NO_ENGINE], [*pytest, *lanes, "-m", with_engines]]
     if arguments:
         runs = [[*pytest, *(["-m", NEEDS_NO_ENGINE] if fast else []), *arguments]]
+    elif long:
+        runs = [[*pytest, *lanes, "-m", LONG]]
     elif fast:
         runs = runs[:1]
     for argv in runs:
