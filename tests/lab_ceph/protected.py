@@ -78,10 +78,10 @@ class Protected:
             try:
                 until(lambda: self.home() not in (node, None), "it is given to another node", 120.0)
                 self.lab.wait_state(self.guest.name, "running")
-                self.back_with_its_writes(heard.last)
-                took = time.monotonic() - began
             finally:
                 self.lab.ok("lab", "heal", node)
+            self.back_with_its_writes(heard.last)
+            took = time.monotonic() - began
             until(lambda: not self.lab.json("ha", "status")["incidents"], f"{node} is let in", 90.0)
             self.storage.healthy()
             self.lab.converged()

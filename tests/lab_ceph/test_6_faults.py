@@ -1,6 +1,6 @@
 """Parts of a node, a manager together with a node, and most nodes at once lose power, hang or are cut off.
 
-About 70 s on two CPUs with TCG for those that CI runs; the others are run by `scloud test --long`.
+About 60 s on two CPUs with TCG for those that CI runs; the others are run by `scloud test --long`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def test_cut_off_from_storage_alone(lab: Lab, protected: Protected) -> None:
         assert lab.show("nodes", node)["status"]["state"] == "ready" and not lab.json("ha", "status")["incidents"]
 
 
+@pytest.mark.long
 def test_libvirtd_hangs(lab: Lab, protected: Protected) -> None:
     with protected.nothing_is_done("libvirtd hangs", heal(lab)) as node:
         os.kill(one(lab, "libvirtd", node), signal.SIGSTOP)
