@@ -65,7 +65,8 @@ class Protected:
         assert self.guest.node == node and self.guest.boot_id() == boot
         assert len(self.incidents(node)) == before and self.writer.mark() >= heard.last - self.writer.after
         assert watch.running.of(self.guest.id) == [[node]], watch.running.changes
-        self.figures.note(f"{what}: longest time without a write {self.writer.stall(since):.1f} s")
+        pause, at = self.writer.pause(since)
+        self.figures.note(f"{what}: longest time without a write {pause:.1f} s, from {at:.1f} s on")
 
     def recovers(self, what: str, do: Break) -> None:
         """Its node is lost: it runs elsewhere, once, with all that it was told to be written; the node returns and is

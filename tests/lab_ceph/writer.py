@@ -151,9 +151,13 @@ class Writer:
 
     def stall(self, since: int) -> float:
         """The longest time between two acknowledgements, from number `since` on, in seconds."""
+        return self.pause(since)[0]
+
+    def pause(self, since: int) -> tuple[float, float]:
+        """The same, and how long after acknowledgement `since` it began."""
         times = [ack.at for ack in self.acks()[since - 1 :]]
         assert len(times) > 1
-        return max(after - before for before, after in itertools.pairwise(times))
+        return max((after - before, before - times[0]) for before, after in itertools.pairwise(times))
 
     def stop(self) -> int:
         """The last block that it has written, all of them acknowledged."""

@@ -47,32 +47,41 @@ def forward_path(vm: str, port: int) -> str:
 
 @asynccontextmanager
 async def open_stream(context: Context, path: str) -> AsyncIterator[ClientConnection]:
-    """A connection to a stream of the API; `path` is below /api/v1. Raises the CloudError of a refusal."""
-    parts = urlsplit(context.url.rstrip("/"))
-    secure = parts.scheme == "https"
-    url = urlunsplit(("wss" if secure else "ws", parts.netloc, parts.path + API_PREFIX, "", "")) + path
-    try:
-        connection = await connect(
-            url,
-            additional_headers={"Authorization": f"Bearer {context.token}"},
-            ssl=tls_context(context) if secure else None,
-            proxy=None if is_local(context.url) else True,
-            open_timeout=OPEN_S,
-            max_size=None,
-            compression=None,
-        )
-    except InvalidStatus as error:
-        raise from_response(
-            error.response.status_code, bytes(error.response.body or b""), what=f"opening {path}"
-        ) from error
-    except (InvalidHandshake, OSError, TimeoutError) as error:
-        raise failure(
-            "unavailable", f"{context.url} does not open the stream ({error or 'no answer'}): see `scloud status`"
-        ) from error
+    """A connection to a stream of the API, by the first of the cloud's managers that answers; `path` is below /api/v1.
+    Raises the CloudError of a refusal."""
+    failures: list[str] = []
+    for root in (context.url, *context.others):
+        try:
+            connection = await _open(context, root, path)
+            break
+        except InvalidStatus as error:
+            raise from_response(
+                error.response.status_code, bytes(error.response.body or b""), what=f"opening {path}"
+            ) from error
+        except (InvalidHandshake, OSError, TimeoutError) as error:
+            failures.append(f"{root} does not open the stream ({error or 'no answer'})")
+    else:
+        raise failure("unavailable", f"{'; '.join(failures)}: see `scloud status`")
     try:
         yield connection
     finally:
         await connection.close()
+
+
+async def _open(context: Context, root: str, path: str) -> ClientConnection:
+    """By one manager."""
+    parts = urlsplit(root.rstrip("/"))
+    secure = parts.scheme == "https"
+    url = urlunsplit(("wss" if secure else "ws", parts.netloc, parts.path + API_PREFIX, "", "")) + path
+    return await connect(
+        url,
+        additional_headers={"Authorization": f"Bearer {context.token}"},
+        ssl=tls_context(context) if secure else None,
+        proxy=None if is_local(root) else True,
+        open_timeout=OPEN_S,
+        max_size=None,
+        compression=None,
+    )
 
 
 async def relay(connection: ClientConnection, read: Read, write: Write, *, after_end: float | None = None) -> None:

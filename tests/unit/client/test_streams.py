@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from fake_cloud import FakeCloud
@@ -65,6 +67,19 @@ async def test_console_bytes_go_both_ways_until_the_far_side_closes(context: Con
     async with streams.open_stream(context, streams.console_path(vm)) as connection:
         await streams.relay(connection, Feed(b"hello\n", b"exit\n", ends=False).read, sink.write)
     assert sink.data == b"HELLO\n"
+
+
+async def test_another_manager_opens_the_stream_when_the_first_one_is_dead(context: Context, vm: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens there from here on
+    sink = Sink()
+    two = replace(context, url=dead, others=(context.url,))
+    async with streams.open_stream(two, streams.console_path(vm)) as connection:
+        await streams.relay(connection, Feed(b"hello\n", b"exit\n", ends=False).read, sink.write)
+    assert sink.data == b"HELLO\n"
+    with pytest.raises(CloudError, match=f"{dead} does not open the stream.*`scloud status`"):
+        async with streams.open_stream(replace(context, url=dead), streams.console_path(vm)):
+            pass
 
 
 async def test_after_the_input_has_ended_silence_ends_the_relay(context: Context, vm: str) -> None:
