@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -22,12 +24,16 @@ from scloud.drivers.ceph.run import run
 from scloud.model.desired import OsdDaemon
 from scloud.model.errors import CloudError, ErrorKind
 
+log = logging.getLogger(__name__)
+
 LABEL = re.compile(rb"bluestore block device\n([0-9a-f-]{36})\n")
 """At the beginning of every BlueStore device, with the OSD's uuid."""
 _HEAD = 16 * 2**20
 """Bytes at both ends that are overwritten: the label, and what other tools would know a device by."""
 _PROBED = 1 << 20
 _MIB = 2**20
+_DEAD = frozenset({errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EREMOTEIO})
+"""What a device that has died, or was pulled out, answers."""
 
 
 class Occupied(CloudError):
@@ -103,9 +109,16 @@ def _prepare(osd: OsdDaemon, folder: DaemonFolder, whole: bool) -> None:
             entry.unlink()
     folder.data.mkdir(exist_ok=True)
     write(folder.device, orjson.dumps({"path": osd.path, "file": osd.size_mib is not None}).decode())
-    path = Path(osd.path)
-    if whole:
-        return
+    if not whole:
+        try:
+            _empty(osd, Path(osd.path))
+        except OSError as error:
+            raise CloudError(
+                ErrorKind.ENGINE, f"the device {osd.path} cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def _empty(osd: OsdDaemon, path: Path) -> None:
     if osd.size_mib is not None:
         holder = owner(path)
         if holder not in (None, osd.uuid):
@@ -132,12 +145,17 @@ def _prepare(osd: OsdDaemon, folder: DaemonFolder, whole: bool) -> None:
 def owner(path: Path) -> str | None:
     """The uuid of the OSD that lives on a device or file; None without one, or without a device."""
     try:
+        return _label(path)
+    except OSError as error:
+        raise CloudError(ErrorKind.ENGINE, f"{path} cannot be read: {error.strerror}") from error
+
+
+def _label(path: Path) -> str | None:
+    try:
         with path.open("rb") as file:
             found = LABEL.match(file.read(4096))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise CloudError(ErrorKind.ENGINE, f"{path} cannot be read: {error.strerror}") from error
     return found[1].decode() if found else None
 
 
@@ -189,18 +207,27 @@ def wipe(path: Path) -> None:
 
 
 def give_back(folder: DaemonFolder) -> None:
-    """Wipe the device of an OSD that has been stopped, and forget the OSD. A device that is gone needs no wiping."""
+    """Wipe the device of an OSD that has been stopped, and forget the OSD. One that is gone or dead needs no wiping."""
     with held(folder):
-        uuid = folder.name.partition(".")[2]
         try:
             known = orjson.loads(folder.device.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             known = None
         if known is not None:
             path = Path(known["path"])
-            if known["file"]:
-                if owner(path) in (None, uuid):
-                    path.unlink(missing_ok=True)
-            elif owner(path) == uuid:
-                wipe(path)
+            try:
+                _give_back(path, folder.name.partition(".")[2], known["file"])
+            except OSError as error:
+                if error.errno not in _DEAD:
+                    message = f"the device {path} of {folder.name} cannot be wiped: {error.strerror or error}"
+                    raise CloudError(ErrorKind.ENGINE, message) from error
+                log.warning("%s of %s is dead, and was not wiped: %s", path, folder.name, error)
         folder.delete()
+
+
+def _give_back(path: Path, uuid: str, file: bool) -> None:
+    if file:
+        if _label(path) in (None, uuid):
+            path.unlink(missing_ok=True)
+    elif _label(path) == uuid:
+        wipe(path)

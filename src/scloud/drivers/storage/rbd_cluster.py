@@ -56,6 +56,10 @@ _WORDS = {
 }
 
 
+FULL_FORCE = 128
+"""LIBRADOS_OPERATION_FULL_FORCE, which the binding has no name for: in a full pool, it is carried out all the same."""
+
+
 @dataclass(frozen=True)
 class ClusterAccess:
     """How a node reaches a cluster: as the cephx user `user` (without `client.`)."""
@@ -96,14 +100,21 @@ class Session:
         if contexts is None:
             contexts = self._local.contexts = {}
         if pool not in contexts:
-            contexts[pool] = self.rados.open_ioctx(pool)
-            # In a full pool, what frees room is carried out and what needs some fails; else both would wait for room.
-            contexts[pool].set_osdmap_full_try()
+            contexts[pool] = self.open(pool)
         context = contexts[pool]
         if pool not in self._registered:
             refuse_fenced(context, access.node)
             set_omap(context, names.SESSIONS, access.node, self.address)
             self._registered.add(pool)
+        return context
+
+    def open(self, pool: str) -> Any:
+        """An I/O context of a pool.
+
+        While the pool is full, what frees room is carried out and what needs some fails; else both would wait for room.
+        """
+        context = self.rados.open_ioctx(pool)
+        context.set_osdmap_full_try()
         return context
 
     def end(self) -> None:
@@ -226,9 +237,10 @@ def omap(context: Any, name: str) -> dict[str, str]:
 
 
 def set_omap(context: Any, name: str, key: str, value: str) -> None:
+    """Also in a pool that is full: who has what is to be known there above all."""
     with rados.WriteOpCtx() as operation:
         context.set_omap(operation, (key,), (value.encode(),))
-        context.operate_write_op(operation, name)
+        context.operate_write_op(operation, name, flags=FULL_FORCE)
 
 
 def remove_omap(context: Any, name: str, key: str) -> None:

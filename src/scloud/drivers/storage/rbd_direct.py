@@ -18,9 +18,12 @@ from typing import Any
 import rados
 import rbd
 
+from scloud.drivers.storage.rbd_cluster import FULL_FORCE
+
 _DIRECTORY = "rbd_directory"
 _CHILDREN = "rbd_children"
-_EXCLUSIVE = 1
+_TRASH = "rbd_trash"
+_EXCLUSIVE, _SHARED = 1, 0
 _DATA_POOL = 128
 _PROTECTED = 2
 _NO_OBJECT = 0
@@ -168,6 +171,13 @@ def publish(context: Any, name: str, identity: str, final: str) -> bool:
 def complete_rename(context: Any, name: str, identity: str, final: str) -> None:
     """What is left to be done once the final name is the image's."""
     context.execute(_DIRECTORY, "rbd", "dir_rename_image", _text(name) + _text(final) + _text(identity))
+
+
+def make_trash(context: Any) -> None:
+    """The object that lists the pool's trash, which each removal by librbd passes through; also in a full pool."""
+    with rados.WriteOpCtx() as operation:
+        operation.new(_SHARED)
+        context.operate_write_op(operation, _TRASH, flags=FULL_FORCE)
 
 
 def forget_name(context: Any, name: str) -> None:

@@ -30,7 +30,7 @@ def fence(session: Session, pools: list[str], data_pools: list[str], node: str) 
 
     Erasure-coded pools have their data in others, where there are no images.
     """
-    contexts = {pool: session.rados.open_ioctx(pool) for pool in pools}
+    contexts = {pool: session.open(pool) for pool in pools}
     cut: set[str] = set()
     for context in contexts.values():
         _note(context, node, set())
@@ -65,7 +65,7 @@ def is_fenced(session: Session, context: Any, node: str) -> bool:
 def unfence(session: Session, pools: list[str], node: str) -> None:
     """What was cut off is dead by now: where this key may not take it off the list, it stays there."""
     for pool in pools:
-        context = session.rados.open_ioctx(pool)
+        context = session.open(pool)
         for address in omap(context, names.FENCED).get(node, "").split():
             with suppress(CloudError):
                 _blocklist(session, "rm", address)

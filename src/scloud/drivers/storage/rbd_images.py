@@ -25,9 +25,9 @@ from scloud.model.errors import CloudError, ErrorKind, invalid
 
 MIB = 1024 * 1024
 FEATURES = 61
+"""layering, exclusive-lock, object-map, fast-diff, deep-flatten."""
 OBJECT_MIB = 4
 """Of an image's bytes in each object: what RBD does unless it is told otherwise."""
-"""layering, exclusive-lock, object-map, fast-diff, deep-flatten."""
 MEASURE_EVERY_S = 50.0
 _PROCESS = secrets.token_hex(4)
 _serials = itertools.count()
@@ -359,13 +359,20 @@ class Images:
 
     def _remove(self, context: Any, name: str) -> None:
         """With its snapshots; nothing to do if it is not there."""
-        try:
-            with rbd.Image(context, name) as image:
-                for snap in image.list_snaps():
-                    _remove_snapshot(image, snap["name"])
-            rbd.RBD().remove(context, name)
-        except rbd.ImageNotFound:
-            return
+        with suppress(rbd.ImageNotFound), rbd.Image(context, name) as image:
+            for snap in image.list_snaps():
+                _remove_snapshot(image, snap["name"])
+        for _ in range(2):
+            try:
+                rbd.RBD().remove(context, name)
+                return
+            except rbd.ImageNotFound:
+                # Also said of an image that is there, by a full pool in which nothing was ever removed: the trash that
+                # each removal passes through is an object more.
+                if rbd_direct.identity_of(context, name) is None:
+                    return
+                rbd_direct.make_trash(context)
+        raise CloudError(ErrorKind.ENGINE, f"{name} is still in pool {self._pool}, which does not let go of it")
 
     def delete_snapshot(self, context: Any, disk: str, snapshot: str) -> None:
         try:
