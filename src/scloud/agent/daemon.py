@@ -21,6 +21,7 @@ from scloud.agent.journal import Journal
 from scloud.agent.lease import MANAGER_S, Leases
 from scloud.agent.metadata import Metadata
 from scloud.agent.network import NetworkSettings
+from scloud.agent.passages import NoPassages, Passages
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.session import KnowsManagers, Session
 from scloud.agent.stores import NoPools, Pools, Stores
@@ -84,6 +85,7 @@ class Surroundings:
     vms: VmSettings
     serve_metadata: bool = True
     managers: KnowsManagers | None = None
+    passages: Passages = field(default_factory=NoPassages)
 
 
 class Daemon:
@@ -107,6 +109,7 @@ class Daemon:
             around.network,
             around.vms,
             drivers.daemons,
+            around.passages,
         )
         self._metadata = Metadata(drivers.functions, around.journal) if around.serve_metadata else None
         self.reconciler.network.services.listener = self._metadata
@@ -157,6 +160,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self.reconciler.stop()
+            await self._around.passages.close()
             await self._transfers.close()
             await self.stores.close()
             await self._streams.close()

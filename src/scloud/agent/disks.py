@@ -139,6 +139,13 @@ class Disks:
         place = await within("query", f"locating disk {disk}", self._stores.of(desired.pool).locate(disk))
         return DiskSource(disk=disk, place=place, limits=desired.limits)
 
+    async def source_in(self, disk: str, pool: str | None) -> DiskSource:
+        """The same, of a disk of a pool that another node is told of. Limits move with the guest."""
+        if pool is None:
+            raise CloudError(ErrorKind.CONFLICT, f"disk {disk} is in its node's own storage")
+        place = await within("query", f"locating disk {disk}", self._stores.of(pool).locate(disk))
+        return DiskSource(disk=disk, place=place)
+
     async def _here(self, disk: str, storage: Storage) -> DiskHere | None:
         facts = await within("query", f"looking at disk {disk}", storage.show(disk))
         return None if facts is None else self._seen(facts, storage)

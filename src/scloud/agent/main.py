@@ -33,6 +33,7 @@ from scloud.agent.images import ImageCache
 from scloud.agent.journal import FileJournal
 from scloud.agent.managers import Managers
 from scloud.agent.network import NetworkSettings
+from scloud.agent.passages import TlsPassages
 from scloud.agent.seeds import SeedFolder
 from scloud.agent.upkeep import keep_tidy
 from scloud.agent.vms import VmSettings
@@ -143,6 +144,9 @@ async def run(config: AgentConfig) -> None:
         network=NetworkSettings(node, config.tunnel_ip, config.mtu, offload),
         vms=VmSettings(boot_id(), config.consoles, config.sockets, config.mtu, offload),
         managers=managers,
+        passages=TlsPassages(
+            pki.node_contexts(*(config.pki / name for name in (CA, CERTIFICATE, KEY))), lambda: storage_address(config)
+        ),
     )
     daemon = Daemon(drivers, around)
     reconcilers.append(daemon.reconciler.engine_started)

@@ -22,6 +22,7 @@ from scloud.agent.work import Workers
 from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.switch.protocol import TUNNEL_OFPORT, Switch
 from scloud.flows.compile import Compiler
+from scloud.flows.l2 import places
 from scloud.flows.view import LocalPort
 from scloud.model.desired import DesiredPort, DesiredVpc
 from scloud.model.errors import CloudError, ErrorKind
@@ -107,7 +108,7 @@ class Network:
     def _elsewhere(self, key: str) -> bool:
         """A port of another node, of which nothing is here: only flows come of it."""
         item = self._journal.desired.get(key)
-        mine = not isinstance(item, DesiredPort) or item.node_id == self._settings.node
+        mine = not isinstance(item, DesiredPort) or item.on(self._settings.node)
         return not mine and key not in self._on_switch and key not in self._journal.ofports
 
     def look_at_all(self) -> None:
@@ -162,7 +163,7 @@ class Network:
     def nic_view(self, nic: str) -> NicView:
         """As a VM's plan needs it."""
         port = self._journal.desired.get(f"port/{nic}")
-        if not isinstance(port, DesiredPort) or port.absent or port.node_id != self._settings.node:
+        if not isinstance(port, DesiredPort) or port.absent or not port.on(self._settings.node):
             return NicView(False, reason="this node was not told of it")
         key = f"port/{nic}"
         if not self._port_plan(port).wired:
@@ -214,7 +215,7 @@ class Network:
     def _guests_of(self, vpc: str) -> list[str]:
         """Keys of the VMs here that have a nic in the VPC."""
         ports = (item for item in self._journal.desired.values() if isinstance(item, DesiredPort))
-        here = (port for port in ports if port.vpc == vpc and port.node_id == self._settings.node)
+        here = (port for port in ports if port.vpc == vpc and port.on(self._settings.node))
         return [f"vm/{port.vm}" for port in here if port.vm]
 
     def _port_plan(self, port: DesiredPort) -> PortPlan:
@@ -235,7 +236,7 @@ class Network:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredPort):
                 return None
-            mine = desired.node_id == self._settings.node
+            mine = desired.on(self._settings.node)
             # A nic that is another node's now may have left its tap here.
             port = desired if mine else desired.model_copy(update={"absent": True})
             plan = self._port_plan(port)
@@ -333,7 +334,8 @@ class Network:
         for key in sorted(before.keys() | self._flowing.keys()):
             if before.get(key) != self._flowing.get(key):
                 self.workers.wake(key)
-        self._meet({port.port.tunnel_ip for port in view.remote if port.port.tunnel_ip})
+        ports = [*(item.port for item in view.local), *(item.port for item in view.remote)]
+        self._meet({ip for port in ports for ip in places(port)} - {view.tunnel_ip})
         return loop.time() + WATCH_SWITCH_S
 
     def _meet(self, peers: set[str]) -> None:
@@ -355,7 +357,7 @@ class Network:
         item = self._journal.desired.get(key)
         if isinstance(item, DesiredPort | DesiredVpc):
             final = self.workers.failures(key) + 1 >= FAILED_AFTER
-            mine = isinstance(item, DesiredVpc) or item.node_id == self._settings.node
+            mine = isinstance(item, DesiredVpc) or item.on(self._settings.node)
             if mine:
                 self._board.put(
                     Observed(

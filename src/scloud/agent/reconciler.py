@@ -12,6 +12,7 @@ from scloud.agent.deadlines import within
 from scloud.agent.disks import Disks, Images
 from scloud.agent.journal import AnyDesired, Journal
 from scloud.agent.network import Network, NetworkSettings
+from scloud.agent.passages import Passages
 from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage, users_of_disk
 from scloud.agent.vms import Seeds, Vms, VmSettings
@@ -48,6 +49,7 @@ class Reconciler:
         network: NetworkSettings,
         vms: VmSettings,
         daemons: CephDaemons,
+        passages: Passages,
     ) -> None:
         self._hypervisor = hypervisor
         self._node = network.node
@@ -57,7 +59,9 @@ class Reconciler:
         self._stores = stores
         self.disks = Disks(stores, journal, board, self.usage, images, self._wake)
         self.network = Network(switch, functions, journal, board, self.usage, network, self._wake)
-        self.vms = Vms(*(hypervisor, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake))
+        self.vms = Vms(
+            *(hypervisor, journal, board, self.usage, self.disks, self.network, seeds, vms, self._wake, passages)
+        )
         self.ceph = Ceph(daemons, journal, board)
         self._sweeps = Workers(self._sweep)
         self._events: asyncio.Task[None] | None = None
@@ -88,6 +92,7 @@ class Reconciler:
             self._events.cancel()
             await asyncio.gather(self._events, return_exceptions=True)
         await self.ceph.stop()
+        await self.vms.departures.close()
         for pool in (self._sweeps, self.vms.workers, self.disks.workers, self.network.workers):
             await pool.stop()
 

@@ -6,19 +6,22 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from scloud.agent.board import Board
 from scloud.agent.deadlines import within
 from scloud.agent.disks import FAILED_AFTER, Disks
 from scloud.agent.journal import Journal
+from scloud.agent.moves import LOOK_EVERY_S, Departures, arrival
 from scloud.agent.network import Network
+from scloud.agent.passages import Passages
 from scloud.agent.usage import Usage
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainFacts, DomainSpec, Hypervisor, NicDevice
 from scloud.drivers.storage.place import FilePlace
-from scloud.model.desired import DesiredPort, DesiredVm
+from scloud.model.desired import DesiredPort, DesiredVm, MoveIn, MoveOut
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.migrations import MoveSeen
 from scloud.model.observed import Observed
 from scloud.reconcile import vm as plans
 from scloud.reconcile.vm import DiskView, DomainView, Plan, Situation, Step, vm_plan
@@ -74,7 +77,12 @@ class Vms:
         seeds: Seeds,
         settings: VmSettings,
         changed: Callable[[Iterable[str]], None],
+        passages: Passages,
     ) -> None:
+        self._passages = passages
+        self._prepared: dict[str, MoveSeen] = {}
+        """What this agent has made ready for VMs that are to come."""
+        self.departures = Departures(hypervisor, journal, passages, lambda key: changed([key]))
         self._hypervisor = hypervisor
         self._journal = journal
         self._board = board
@@ -102,6 +110,17 @@ class Vms:
                 self._uncertain.discard(vm)
             facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
             self._saw(desired, facts)
+            if desired.move_in is not None:
+                return await self._expect(desired, desired.move_in, facts)
+            if desired.move_out is not None:
+                return await self._depart(desired, desired.move_out, facts)
+            await self.departures.drop(vm)
+            if self._prepared.pop(vm, None) is not None:
+                await self._passages.forget(vm)
+            if facts is not None and facts.moving and desired.power == "on":
+                # Held by a migration whose end nobody knew; the manager has found out that it runs nowhere else.
+                await within("power", f"letting {vm} run again", self._hypervisor.resume(vm))
+                continue
             try:
                 at = await self._situation(desired, facts)
             except (CloudError, OSError) as trouble:
@@ -119,6 +138,13 @@ class Vms:
                     raise error
                 if plan.observed.state == "absent":
                     await self._clean_up(vm)
+                    if left := [nic for nic in desired.nics if self._network.ofport(f"port/{nic}") is not None]:
+                        # Its taps are told by other objects, which may be dropped once this is said to be gone.
+                        reason = f"the taps of {', '.join(left)} are being removed"
+                        update = {"state": "working", "settled": False, "reason": reason}
+                        self._board.put(plan.observed.model_copy(update=update))
+                        self._touch(desired)
+                        return self.workers.now() + UNDONE_S
                 self._board.put(plan.observed)
                 return plan.wake_at
             if self.workers.failures(key) < FAILED_AFTER:
@@ -133,6 +159,63 @@ class Vms:
                 failed[step.action] = error
             if undone >= MAX_UNDONE:  # whatever it waits for is not in its plan: no reason to spin
                 return self.workers.now() + UNDONE_S
+
+    async def _depart(self, desired: DesiredVm, move: MoveOut, facts: DomainFacts | None) -> float:
+        """It is to go to another node. Until the manager says how that ended, nothing else is done about it here."""
+        seen = await self.departures.look(desired, move, facts)
+        if seen.state != "copying":
+            self._saw(desired, await within("query", f"looking at {desired.id}", self._hypervisor.show(desired.id)))
+        self._say(desired, seen)
+        return self.workers.now() + LOOK_EVERY_S
+
+    async def _expect(self, desired: DesiredVm, move: MoveIn, facts: DomainFacts | None) -> float:
+        """It is to come from another node. Taps and flows are in place before it does."""
+        seen = arrival(move.number, facts)
+        if seen is None:
+            known = self._prepared.get(desired.id)
+            if known is not None and known.number == move.number:
+                seen = known
+            else:
+                seen = await self._prepare(desired, move)
+        if seen is not None:
+            self._say(desired, seen.model_copy(update={"asked": move.asked}))
+        return self.workers.now() + LOOK_EVERY_S
+
+    async def _prepare(self, desired: DesiredVm, move: MoveIn) -> MoveSeen | None:
+        """None while something is not in place yet."""
+        waiting = [nic for nic in desired.nics if not self._network.nic_view(nic).ready]
+        if waiting:
+            reason = f"waiting for the taps and flows of {', '.join(waiting)}"
+            self._board.put(
+                Observed(
+                    key=f"vm/{desired.id}",
+                    generation=desired.generation,
+                    state="working",
+                    settled=False,
+                    reason=reason,
+                )
+            )
+            return None
+        order = [disk.id for disk in sorted(desired.disks, key=lambda disk: not disk.system)]
+        sources = [await self._disks.source_in(disk, move.pools.get(disk)) for disk in order]
+        spec = await self._spec(desired, sources)
+        await within("query", f"preparing for {desired.id}", self._hypervisor.prepare_move(spec))
+        address = await self._passages.expect(desired.id, move.source, spec)
+        self._prepared[desired.id] = MoveSeen(number=move.number, state="ready", address=address)
+        return self._prepared[desired.id]
+
+    def _say(self, desired: DesiredVm, seen: MoveSeen) -> None:
+        state: Literal["running", "working"] = "running" if seen.state in ("copying", "stays", "arrived") else "working"
+        self._board.put(
+            Observed(
+                key=f"vm/{desired.id}",
+                generation=desired.generation,
+                state=state,
+                settled=False,
+                reason=seen.reason,
+                move=seen,
+            )
+        )
 
     def _saw(self, desired: DesiredVm, facts: DomainFacts | None) -> None:
         before = self._usage.of(desired.id)
@@ -268,6 +351,27 @@ class Vms:
         tap = self._network.tap(nic)
         return NicDevice(nic=nic, tap=tap, mac=port.mac, mtu=self._settings.mtu, offload=self._settings.offload)
 
+    async def _spec(self, desired: DesiredVm, sources: list[DiskSource]) -> DomainSpec:
+        """The domain as it is to be here, with a NoCloud disk that is written now."""
+        vm = desired.id
+        ports = [self._journal.desired.get(f"port/{nic}") for nic in desired.nics]
+        here = [port for port in ports if isinstance(port, DesiredPort)]
+        seed = await within("disk", f"writing the NoCloud disk of {vm}", self._seeds.build(desired, here))
+        seed_disk = DiskSource(disk=vm + plans.SEED_SUFFIX, place=FilePlace(path=seed), read_only=True)
+        return DomainSpec(
+            vm=vm,
+            name=desired.name,
+            cpus=desired.cpus,
+            max_cpus=max(desired.cpus, min(MAX_CPUS, GROWTH * desired.cpus)),
+            memory_mib=desired.memory_mib,
+            max_memory_mib=GROWTH * desired.memory_mib,
+            disks=(*sources, seed_disk),
+            nics=tuple(self._device(nic) for nic in desired.nics),
+            console_log=self._settings.log_of(vm),
+            console_socket=self._settings.socket_of(vm),
+            gpus=desired.gpus,
+        )
+
     async def _start(self, desired: DesiredVm) -> bool:
         """False if something has changed since it was planned."""
         vm = desired.id
@@ -277,25 +381,9 @@ class Vms:
                 if (await self._disk_view(desired, disk)).state != "ready":
                     return False
             sources = [await self._disks.source(disk) for disk in disks]
-            ports = [self._journal.desired.get(f"port/{nic}") for nic in desired.nics]
-            here = [port for port in ports if isinstance(port, DesiredPort)]
-            seed = await within("disk", f"writing the NoCloud disk of {vm}", self._seeds.build(desired, here))
-            sources.append(DiskSource(disk=vm + plans.SEED_SUFFIX, place=FilePlace(path=seed), read_only=True))
             if not self._current(desired) or not all(self._network.nic_view(nic).ready for nic in desired.nics):
                 return False
-            spec = DomainSpec(
-                vm=vm,
-                name=desired.name,
-                cpus=desired.cpus,
-                max_cpus=max(desired.cpus, min(MAX_CPUS, GROWTH * desired.cpus)),
-                memory_mib=desired.memory_mib,
-                max_memory_mib=GROWTH * desired.memory_mib,
-                disks=tuple(sources),
-                nics=tuple(self._device(nic) for nic in desired.nics),
-                console_log=self._settings.log_of(vm),
-                console_socket=self._settings.socket_of(vm),
-                gpus=desired.gpus,
-            )
+            spec = await self._spec(desired, sources)
             self._usage.about_to(vm, disks, desired.nics)
             self._uncertain.add(vm)
             try:

@@ -78,7 +78,7 @@ class VpcServices:
                 mac=port.mac,
                 ip=port.ip,
                 subnet=port.subnet,
-                local=port.node_id == self._node,
+                local=port.on(self._node),
             )
             for port in ports
             if port.vpc == vpc.id and not port.absent

@@ -23,6 +23,7 @@ from scloud.model.fields import (
     worded,
 )
 from scloud.model.ha import HaProfile, HaSettings, Incident
+from scloud.model.migrations import OnStuck
 from scloud.model.specs import BmcSpec, ImageSpec, PublicKey, UserData
 
 
@@ -216,6 +217,16 @@ class StopAsk(Value):
 
 class RebuildAsk(Value):
     image: Ref | None = None
+
+
+class MigrateAsk(Value):
+    """`node`: where to; the scheduler chooses if it is not given. `cancel` ends the migration under way instead."""
+
+    node: Ref | None = None
+    cancel: bool = False
+    stuck: OnStuck | None = None
+    bandwidth_mib_s: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    downtime_ms: Annotated[int, Field(ge=10, le=30_000)] = 300
 
 
 class ResizeAsk(Value):

@@ -1,4 +1,4 @@
-"""`scloud vm start|stop|reboot|resize|rebuild|set`."""
+"""`scloud vm start|stop|reboot|resize|rebuild|set|migrate`."""
 
 from __future__ import annotations
 
@@ -84,3 +84,27 @@ def set_values(
     with connect() as client:
         answer = client.patch(path(VM.collection, name), {"spec": spec})
         settle(client, answer, How(output, wait, timeout), "changed", "changed")
+
+
+def migrate(
+    name: NameArgument,
+    to: Annotated[str | None, typer.Option("--to", metavar="NODE", help="Where to; else the best node.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End the migration under way; the VM stays.")] = False,
+    stuck: Annotated[
+        str | None,
+        typer.Option(
+            "--stuck",
+            metavar="HOW",
+            help="A guest that writes faster than is copied: auto-converge (slow it down), post-copy, or give-up.",
+        ),
+    ] = None,
+    bandwidth: Annotated[int | None, typer.Option("--bandwidth", min=1, help="At most so many MiB/s.")] = None,
+    downtime: Annotated[int | None, typer.Option("--downtime", min=10, help="Milliseconds it may pause.")] = None,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Bring a running VM to another node without stopping it."""
+    body = given(node=to, cancel=cancel or None, stuck=stuck, bandwidth_mib_s=bandwidth, downtime_ms=downtime)
+    # Cancelling is done when the migration has ended, as cancelled: that is no failure of this command.
+    act(VM, [name], "migrate", body, How(output, wait and not cancel, timeout), "migrated")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import finishing, placement, snapshots
+from scloud.controllers import finishing, migration, placement, snapshots
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
@@ -50,6 +50,9 @@ def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:
 
 def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
     kind = Kind(row.kind)
+    if op.action == migration.ACTION:
+        migration.cancel(tx, row, "it did not end in its time")
+        return
     status = row.status_as(status_type(kind))
     seconds = op.deadline_at - op.created_at
     place = _place(tx, row)

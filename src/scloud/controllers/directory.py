@@ -15,7 +15,7 @@ from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredStore, DesiredVm, DesiredVpc
 from scloud.model.kinds import Kind
 from scloud.model.specs import DiskSpec, NicSpec, NodeSpec
-from scloud.model.statuses import ImageStatus, NodeStatus
+from scloud.model.statuses import ImageStatus, NodeStatus, VmStatus
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, children, find_many
 
@@ -38,7 +38,10 @@ class Directory:
         self._vm_disks: defaultdict[str, dict[str, bool]] = defaultdict(dict)
         self._vm_nics: defaultdict[str, set[str]] = defaultdict(set)
         self._disk_vm: dict[str, str] = {}
-        self._nic: dict[str, tuple[Resource, NicSpec]] = {}
+        self._disk_pool: dict[str, str] = {}
+        self._told: defaultdict[str, dict[str, tuple[DesiredVm, str]]] = defaultdict(dict)
+        """By `vm/ID`: what each node is told of it, which differs while it migrates."""
+        self._nic: dict[str, tuple[Resource, NicSpec, frozenset[str]]] = {}
         self._placed: defaultdict[str, set[str]] = defaultdict(set)  # node -> vm/, disk/ and store/ keys
         self._node_of: dict[str, str] = {}
         self._vpc_ports: defaultdict[str, set[str]] = defaultdict(set)
@@ -55,6 +58,8 @@ class Directory:
 
     def wish(self, node: str, key: str) -> tuple[AnyDesired, str] | None:
         """The object and its digest if the node is to have it."""
+        if key.startswith("vm/"):
+            return self._told[key].get(node) if key in self._told else None
         entry = self._objects.get(key)
         if entry is None:
             return None
@@ -154,8 +159,8 @@ class Directory:
         tunnel_ip = row.status_as(NodeStatus).tunnel_ip
         if self._tunnel_ip.get(row.id) != tunnel_ip:
             self._tunnel_ip[row.id] = tunnel_ip
-            for nic, _spec in list(self._nic.values()):
-                if nic.node == row.id:
+            for nic, _spec, nodes in list(self._nic.values()):
+                if row.id in nodes:
                     self._put_nic(nic)
 
     def _put_site(self, tx: Tx, row: Resource) -> None:
@@ -189,9 +194,8 @@ class Directory:
     def _put_vm(self, row: Resource) -> None:
         before = self._vm_row.get(row.id)
         self._vm_row[row.id] = row
-        self._place(f"vm/{row.id}", row.node)
         self._render_vm(row.id)
-        if before is None or before.name != row.name:
+        if before is None or before.name != row.name or _way(before) != _way(row):
             for nic in list(self._vm_nics[row.id]):
                 self._put_nic(self._nic[nic][0])
 
@@ -205,10 +209,23 @@ class Directory:
             row = self._vm_row.get(id)
             if row is None:
                 continue
-            if row.node is None:
-                self._drop(f"vm/{id}")  # nobody has to know of it yet
+            told = render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id]))
+            pools = {disk: self._disk_pool[disk] for disk in self._vm_disks[id] if disk in self._disk_pool}
+            self._tell(f"vm/{id}", render.moves(row, told, pools))
+
+    def _tell(self, key: str, wanted: dict[str, DesiredVm]) -> None:
+        """Each node its own view of a VM."""
+        before = self._told.pop(key, {})
+        after = {node: (item, digest_of(item)) for node, item in wanted.items()}
+        if after:
+            self._told[key] = after
+        for node in before.keys() | after.keys():
+            if before.get(node) != after.get(node):
+                self.changed.add((node, key))
+            if node in after:
+                self._placed[node].add(key)
             else:
-                self._set(f"vm/{id}", render.vm(row, list(self._vm_disks[id].items()), list(self._vm_nics[id])))
+                self._placed[node].discard(key)
 
     def _put_disk(self, tx: Tx, row: Resource) -> None:
         spec = row.spec_as(DiskSpec)
@@ -221,6 +238,8 @@ class Directory:
         if old_vm is not None and old_vm != self._disk_vm.get(row.id):
             self._vm_disks[old_vm].pop(row.id, None)
             self._render_vm(old_vm)
+        if spec.pool is not None:
+            self._disk_pool[row.id] = spec.pool
         sha = self._image_sha.get(spec.image) if spec.image else None
         self._place(key, row.node)
         if row.node is None:
@@ -236,18 +255,21 @@ class Directory:
         spec = row.spec_as(NicSpec)
         key = f"port/{row.id}"
         known = self._nic.get(row.id)
-        moved = known is None or (known[0].node, known[1].security_groups) != (row.node, spec.security_groups)
+        nodes = self._nodes_of(row, spec)
+        moved = known is None or (known[2], known[1].security_groups) != (nodes, spec.security_groups)
         if known is not None and moved:
-            self._count_nic(key, *known, add=False)
-        self._nic[row.id] = (row, spec)
+            self._count_nic(key, *known[1:], add=False)
+        self._nic[row.id] = (row, spec, nodes)
         owner = self._vm_row.get(spec.vm) if spec.vm else None
         hostname = owner.name if owner else row.name
         if row.node is None:
             self._drop(key)
         else:
-            self._set(key, render.port(row, spec, hostname, self._tunnel_ip.get(row.node)))
+            move = owner.status_as(VmStatus).migration if owner else None
+            second = (move.target, self._tunnel_ip.get(move.target, "")) if move and row.node == move.source else None
+            self._set(key, render.port(row, spec, hostname, self._tunnel_ip.get(row.node), second))
         if moved:
-            self._count_nic(key, row, spec, add=True)
+            self._count_nic(key, spec, nodes, add=True)
         old_vm = known[1].vm if known else None
         for vm in {old_vm, spec.vm} - {None}:
             if vm == spec.vm:
@@ -256,21 +278,30 @@ class Directory:
                 self._vm_nics[vm].discard(row.id)  # type: ignore[index]
             self._render_vm(vm)  # type: ignore[arg-type]
 
-    def _count_nic(self, key: str, row: Resource, spec: NicSpec, *, add: bool) -> None:
+    def _nodes_of(self, row: Resource, spec: NicSpec) -> frozenset[str]:
+        """The nodes that have a tap of it, or may have one still."""
+        if row.node is None:
+            return frozenset()
+        owner = self._vm_row.get(spec.vm) if spec.vm else None
+        status = owner.status_as(VmStatus) if owner else None
+        if status is None:
+            return frozenset({row.node})
+        return frozenset({row.node, *status.leaving, *([status.migration.target] if status.migration else [])})
+
+    def _count_nic(self, key: str, spec: NicSpec, nodes: frozenset[str], *, add: bool) -> None:
         """Keep count of which node has nics of which VPC and group."""
         if add:
             self._vpc_ports[spec.vpc].add(key)
         else:
             self._vpc_ports[spec.vpc].discard(key)
-        if row.node is None:
-            return
-        self.changed.add((row.node, key))  # also if nothing else of the VPC is there any more
-        if self._tally(self._vpc_nodes[spec.vpc], self._node_vpcs[row.node], spec.vpc, row.node, add):
-            self.changed.add((row.node, f"vpc/{spec.vpc}"))
-            self.changed.update((row.node, port) for port in self._vpc_ports[spec.vpc])
-        for group in spec.security_groups:
-            if self._tally(self._group_nodes[group], self._node_groups[row.node], group, row.node, add):
-                self.changed.add((row.node, f"group/{group}"))
+        for node in sorted(nodes):
+            self.changed.add((node, key))  # also if nothing else of the VPC is there any more
+            if self._tally(self._vpc_nodes[spec.vpc], self._node_vpcs[node], spec.vpc, node, add):
+                self.changed.add((node, f"vpc/{spec.vpc}"))
+                self.changed.update((node, port) for port in self._vpc_ports[spec.vpc])
+            for group in spec.security_groups:
+                if self._tally(self._group_nodes[group], self._node_groups[node], group, node, add):
+                    self.changed.add((node, f"group/{group}"))
 
     @staticmethod
     def _tally(nodes: Counter[str], of_node: set[str], thing: str, node: str, add: bool) -> bool:
@@ -295,8 +326,7 @@ class Directory:
         match kind:
             case Kind.VM:
                 self._vm_row.pop(id, None)
-                self._place(f"vm/{id}", None)
-                self._drop(f"vm/{id}")
+                self._tell(f"vm/{id}", {})
                 self._vm_disks.pop(id, None)
                 self._vm_nics.pop(id, None)
             case Kind.DISK:
@@ -304,13 +334,14 @@ class Directory:
                 if vm is not None:
                     self._vm_disks[vm].pop(id, None)
                     self._render_vm(vm)
+                self._disk_pool.pop(id, None)
                 self._place(f"disk/{id}", None)
                 self._drop(f"disk/{id}")
             case Kind.NIC:
                 known = self._nic.pop(id, None)
                 if known is not None:
                     self._mark(f"port/{id}")
-                    self._count_nic(f"port/{id}", *known, add=False)
+                    self._count_nic(f"port/{id}", *known[1:], add=False)
                     if known[1].vm is not None:
                         self._vm_nics[known[1].vm].discard(id)
                         self._render_vm(known[1].vm)
@@ -377,3 +408,10 @@ class Directory:
             self.changed.update((node, key) for node in self._vpc_nodes[item.id])
         else:
             self.changed.update((node, key) for node in self._group_nodes[item.id])
+
+
+def _way(vm: Resource) -> tuple[object, ...]:
+    """Where a VM's nics have to be, beside its own node."""
+    status = vm.status_as(VmStatus)
+    move = status.migration
+    return status.leaving, move.target if move is not None else None, vm.node

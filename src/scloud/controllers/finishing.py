@@ -14,17 +14,20 @@ from scloud.store.database import Tx
 from scloud.store.operations import OperationState
 from scloud.store.resources import Resource, children, find, referred_to, remove, save, unrefer, using
 
+MIGRATION = "vm.migrate"
+"""Its operation ends with the migration, whatever is observed of the VM meanwhile."""
+
 
 def complete(tx: Tx, row: Resource, generation: int, message: str = "done") -> None:
     """End the open operations that asked for no more than this generation."""
     for op in operations.open_for(tx, row.id):
-        if op.generation <= generation and not op.action.endswith(".delete"):
+        if op.generation <= generation and not op.action.endswith(".delete") and op.action != MIGRATION:
             operations.end(tx, op, OperationState.DONE, message)
 
 
 def fail(tx: Tx, row: Resource, generation: int, reason: str, code: ErrorKind = ErrorKind.ENGINE) -> None:
     for op in operations.open_for(tx, row.id):
-        if op.generation <= generation and not op.action.endswith(".delete"):
+        if op.generation <= generation and not op.action.endswith(".delete") and op.action != MIGRATION:
             operations.end(tx, op, OperationState.FAILED, reason, code=code)
 
 
@@ -62,7 +65,7 @@ def release_vm(tx: Tx, vm: Resource) -> Resource:
 
 def finish_vm_deletion(tx: Tx, vm: Resource) -> bool:
     """Forget a VM once neither it nor anything of its own is on a node."""
-    if vm.node is not None or owned(tx, vm):
+    if vm.node is not None or owned(tx, vm) or vm.status_as(VmStatus).leaving:
         return False
     complete_deletion(tx, vm)
     if not vm.gone:

@@ -17,6 +17,7 @@ from scloud.controllers.directory import Directory
 from scloud.controllers.ha.controller import HaController
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.intake import Intake
+from scloud.controllers.migration import Migrator
 from scloud.controllers.moving import Mover
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.sessions import Session, Sessions
@@ -55,6 +56,7 @@ class Manager:
         self.bases = Bases(store, self.sessions)
         self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
+        self.migrator = Migrator(store, self.directory, self.network)
         self.storage = StorageController(store, self.sessions)
         self.ha = HaController(store, self.sessions, self.directory, self.caught_up, self.loads, self._give_up)
         self._loads: placement.Loads | None = None
@@ -219,6 +221,9 @@ class Manager:
                 await self.bases.work(id)
             elif kind == "move":
                 done = await self.mover.work(id)
+            elif kind == "migrate":
+                await self.caught_up()
+                done = await self.migrator.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
                 await self.caught_up()
                 done = await self.network.work(Kind(kind), id)

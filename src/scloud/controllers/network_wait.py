@@ -31,7 +31,7 @@ class NetworkWait:
             return True
         if not await self._store.read(lambda tx: _attached_and_ready(tx, row)):
             return False
-        late = await self._settled(self._nodes(kind, row))
+        late = await self.settled(self._nodes(kind, row))
         return await self._store.write(lambda tx: self._complete(tx, row, late))
 
     def _nodes(self, kind: Kind, row: Resource) -> set[str]:
@@ -40,7 +40,7 @@ class NetworkWait:
         vpc = row.id if kind == Kind.VPC else (row.parent or "")
         return self._directory.nodes_of_vpc(vpc)
 
-    async def _settled(self, nodes: set[str]) -> int:
+    async def settled(self, nodes: set[str]) -> int:
         """How many of the nodes have not followed."""
 
         async def one(node: str) -> bool:

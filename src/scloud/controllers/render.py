@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scloud.model.desired import (
     DesiredDisk,
@@ -13,6 +13,8 @@ from scloud.model.desired import (
     DesiredSubnet,
     DesiredVm,
     DesiredVpc,
+    MoveIn,
+    MoveOut,
     VmDisk,
 )
 from scloud.model.kinds import State
@@ -59,6 +61,31 @@ def vm(row: Resource, disks: Sequence[tuple[str, bool]], nics: Sequence[str]) ->
     )
 
 
+def moves(row: Resource, told: DesiredVm, pools: Mapping[str, str]) -> dict[str, DesiredVm]:
+    """What each node concerned is told of a VM: its own, the one that it migrates to, those that it has left."""
+    status = row.status_as(VmStatus)
+    result = {node: told.model_copy(update={"power": "absent", "force_stop": True}) for node in status.leaving}
+    if row.node is not None:
+        result[row.node] = told
+    move = status.migration
+    if move is None or leaving(row):
+        return result
+    asked = MoveIn(number=move.number, source=move.source, pools=dict(pools), asked=move.asked)
+    result[move.target] = told.model_copy(update={"move_in": asked})
+    if move.phase == "copying":
+        out = MoveOut(
+            number=move.number,
+            target=move.target,
+            address=move.address,
+            bandwidth_mib_s=move.bandwidth_mib_s,
+            downtime_ms=move.downtime_ms,
+            stuck=move.stuck,
+            cancel=move.cancel,
+        )
+        result[move.source] = told.model_copy(update={"move_out": out})
+    return result
+
+
 def disk(
     row: Resource,
     spec: DiskSpec,
@@ -85,7 +112,9 @@ def disk(
     )
 
 
-def port(row: Resource, spec: NicSpec, hostname: str, tunnel_ip: str | None) -> DesiredPort:
+def port(
+    row: Resource, spec: NicSpec, hostname: str, tunnel_ip: str | None, second: tuple[str, str] | None = None
+) -> DesiredPort:
     return DesiredPort(
         id=row.id,
         generation=row.generation,
@@ -98,6 +127,7 @@ def port(row: Resource, spec: NicSpec, hostname: str, tunnel_ip: str | None) -> 
         groups=spec.security_groups,
         node_id=row.node,
         tunnel_ip=tunnel_ip,
+        second=second,
         absent=leaving(row) or spec.vm is None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 
-from scloud.controllers import finishing, serving, snapshots
+from scloud.controllers import finishing, migration, serving, snapshots
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.observed import Observed
 from scloud.model.registry import status_type
@@ -35,6 +35,8 @@ def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
     waited_for = operations.ids_with_open(tx, rows)
     for _, kind, id, node, item in sorted(wanted, key=itemgetter(0)):
         row = rows.get(id)
+        if kind == "vm" and row is not None and row.kind == Kind.VM and migration.heard(tx, row, node, item):
+            continue
         if row is None or row.node != node or row.kind != KIND_OF_KEY[kind]:
             continue
         if kind == "vm":

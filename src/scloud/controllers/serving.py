@@ -110,6 +110,11 @@ def to_vm(tx: Tx, disk: Resource, vm: Resource) -> Resource:
     return _tell(tx, disk, status, node, held=True)
 
 
+def hand_over(tx: Tx, disk: Resource, node: Resource) -> Resource:
+    """Its VM has moved to a node with the disk open: nobody has it open where it was."""
+    return _tell(tx, disk, disk.status_as(DiskStatus), node, held=True)
+
+
 def _tell(tx: Tx, disk: Resource, status: DiskStatus, node: Resource, *, held: bool) -> Resource:
     former = tuple(dict.fromkeys([*status.former, *([disk.node] if disk.node else [])]))
     update: dict[str, object] = {

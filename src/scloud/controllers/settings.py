@@ -29,6 +29,7 @@ ACTION_SECONDS: dict[str, float] = {
     "vm.resize": 60.0,
     "vm.rebuild": 300.0,
     "vm.recover": 180.0,
+    "vm.migrate": 3600.0,
     "image.import": 3600.0,
     "disk.create": 60.0,
     "storage-cluster.create": 600.0,

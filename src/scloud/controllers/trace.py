@@ -26,7 +26,7 @@ def view_of(directory: Directory, node: str, tunnel_ip: str) -> NodeView:
     entries = [directory.wish(node, key) for key in sorted(directory.wishes(node))]
     items: list[AnyDesired] = [entry[0] for entry in entries if entry is not None]
     ports = [item for item in items if isinstance(item, DesiredPort) and not item.absent]
-    local = [port for port in ports if port.node_id == node]
+    local = [port for port in ports if port.on(node)]
     vpcs = [item for item in items if isinstance(item, DesiredVpc)]
     numbers = {port.id: FIRST_OFPORT + index for index, port in enumerate(local)}
     services = {vpc.id: FIRST_OFPORT + len(local) + index for index, vpc in enumerate(vpcs)}
@@ -35,7 +35,7 @@ def view_of(directory: Directory, node: str, tunnel_ip: str) -> NodeView:
         tunnel_ofport=1,
         vpcs=tuple(LocalVpc(vpc, services[vpc.id]) for vpc in vpcs),
         local=tuple(LocalPort(port, numbers[port.id], numbers[port.id]) for port in local),
-        remote=tuple(RemotePort(port) for port in ports if port.node_id != node),
+        remote=tuple(RemotePort(port) for port in ports if not port.on(node)),
         groups=tuple(item for item in items if isinstance(item, DesiredGroup)),
     )
 

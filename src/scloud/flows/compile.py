@@ -109,16 +109,21 @@ def _plan(view: NodeView) -> dict[_Key, tuple[Any, ...]]:
     policies: set[tuple[str, ...]] = set()
     for nic in local:
         port = nic.port
-        plan["nic", port.id] = (nic, vpcs[port.vpc].vpc.vni)
+        vpc = vpcs[port.vpc].vpc
+        plan["nic", port.id] = (nic, vpc.vni, view.tunnel_ip, view.tunnel_ofport)
+        for ip in l2.places(port):
+            if port.second is not None and ip != view.tunnel_ip:
+                plan["peer", vpc.id, ip] = (vpc, view.tunnel_ofport, ip)
         ofports[port.vpc].append(nic.ofport)
         policies.add(port.groups)
     carried.update(policies)
     for port in remote:
         vpc = vpcs[port.vpc].vpc
         plan["remote", port.id] = (port, vpc.vni, view.tunnel_ofport)
-        peer = ("peer", vpc.id, port.tunnel_ip or "")
-        if peer not in plan:
-            plan[peer] = (vpc, view.tunnel_ofport, port.tunnel_ip)
+        for ip in l2.places(port):
+            peer = ("peer", vpc.id, ip)
+            if peer not in plan:
+                plan[peer] = (vpc, view.tunnel_ofport, ip)
         carried.add(port.groups)
     for key, item in vpcs.items():
         plan["vpc", key] = (item,)
@@ -211,19 +216,19 @@ def _vpc(item: LocalVpc) -> list[Flow]:
     return flows
 
 
-def _nic(item: LocalPort, vni: int) -> list[Flow]:
+def _nic(item: LocalPort, vni: int, tunnel_ip: str, tunnel_ofport: int) -> list[Flow]:
     return [
         classify.nic(item, vni),
         *port_security.nic(item),
         arp.own_address(item),
         service.nic(item, vni),
-        l2.local(item, vni),
+        *l2.local(item, vni, tunnel_ip, tunnel_ofport),
         *_anywhere(item.port, vni),
     ]
 
 
 def _remote(port: DesiredPort, vni: int, tunnel_ofport: int) -> list[Flow]:
-    return [l2.remote(port, vni, port.tunnel_ip or "", tunnel_ofport), *_anywhere(port, vni)]
+    return [l2.remote(port, vni, tunnel_ofport), *_anywhere(port, vni)]
 
 
 def _anywhere(port: DesiredPort, vni: int) -> list[Flow]:

@@ -26,6 +26,8 @@ from scloud.model.errors import CloudError, ErrorKind
 MANAGER_NAME = "manager.scloud.internal"
 VALIDITY = timedelta(days=20 * 365)
 CLOCK_SKEW = timedelta(days=1)
+NODE_PURPOSES = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+"""A node is a server to the node that a VM migrates from; never under MANAGER_NAME, which its certificate lacks."""
 """Certificates begin this long before now, for nodes whose clock is behind."""
 
 
@@ -55,7 +57,9 @@ def issue_server(ca: Credentials, now: float, names: Sequence[str] = ()) -> Cred
     """A key and certificate for the manager. `names` are more DNS names or IP addresses it is reached by."""
     key = ec.generate_private_key(ec.SECP256R1())
     alternatives = [_alternative(name) for name in dict.fromkeys((MANAGER_NAME, *names))]
-    certificate = _issue(ca, _name(MANAGER_NAME), key.public_key(), now, ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
+    certificate = _issue(
+        ca, _name(MANAGER_NAME), key.public_key(), now, [ExtendedKeyUsageOID.SERVER_AUTH], alternatives
+    )
     return Credentials(certificate, _key_pem(key))
 
 
@@ -76,7 +80,7 @@ def issue_node(ca: Credentials, node: str, csr: str, now: float) -> str:
         raise CloudError(ErrorKind.INVALID, f"csr: is not a certificate signing request: {error}") from error
     if not valid or not isinstance(public, ec.EllipticCurvePublicKey):
         raise CloudError(ErrorKind.INVALID, "csr: must be signed by its own elliptic-curve key")
-    return _issue(ca, _name(node), public, now, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    return _issue(ca, _name(node), public, now, NODE_PURPOSES, [])
 
 
 def pin_of(ca_certificate: str) -> str:
@@ -113,6 +117,7 @@ def client_context(ca: Path | str, certificate: Path | None = None, key: Path | 
     """For the agent: trusts only this CA (a file, or PEM text) and a server called MANAGER_NAME."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
     if isinstance(ca, Path):
         context.load_verify_locations(cafile=ca)
     else:
@@ -134,6 +139,18 @@ class ClientFiles:
         return client_context(self.ca, self.certificate, self.key)
 
 
+def node_contexts(ca: Path, certificate: Path, key: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """(server, client) between two nodes: both show a certificate of this CA. Who it is, is the caller's to check."""
+    contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    contexts[1].check_hostname = False
+    for context in contexts:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return contexts
+
+
 def unverified_context() -> ssl.SSLContext:
     """Only to fetch the CA's certificate, which is then checked against a pin."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -147,7 +164,7 @@ def _issue(
     subject: x509.Name,
     public: ec.EllipticCurvePublicKey,
     now: float,
-    purpose: x509.ObjectIdentifier,
+    purposes: list[x509.ObjectIdentifier],
     alternatives: list[x509.GeneralName],
 ) -> str:
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
@@ -158,7 +175,7 @@ def _issue(
         _builder(subject, authority.subject, public, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
     )
     if alternatives:

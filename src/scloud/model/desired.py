@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scloud.model.base import Value
+from scloud.model.migrations import OnStuck
 from scloud.model.snapshots import DiskLimits
 from scloud.model.specs import StoredRule
 
@@ -54,7 +55,13 @@ class DesiredPort(Value):
     groups: tuple[str, ...] = ()
     node_id: str | None
     tunnel_ip: str | None
+    second: tuple[str, str] | None = None
+    """(node id, tunnel IP) of another node that gets a copy of all that is for it, while its VM migrates there."""
     absent: bool = False
+
+    def on(self, node: str) -> bool:
+        """Whether a node has a tap of it."""
+        return node == self.node_id or (self.second is not None and node == self.second[0])
 
 
 class DesiredSnapshot(Value):
@@ -158,6 +165,32 @@ class VmDisk(Value):
     system: bool
 
 
+class MoveOut(Value):
+    """At the node that a VM runs on: bring it to `target`, whose agent takes it at `address` (IP:PORT).
+
+    `number` counts the VM's migrations; each is tried once. `bandwidth_mib_s` 0 is no limit. `stuck` is what is done
+    about a guest that writes faster than is copied. `cancel`: end it, the guest stays.
+    """
+
+    number: int
+    target: str
+    address: str
+    bandwidth_mib_s: int = 0
+    downtime_ms: int = 300
+    stuck: OnStuck = "auto-converge"
+    cancel: bool = False
+
+
+class MoveIn(Value):
+    """At the node that a VM is to come to: from `source`. `pools` are those of the VM's disks, by disk."""
+
+    number: int
+    source: str
+    pools: dict[str, str]
+    asked: int = 0
+    """Higher than before: look again at what has come, and say so with this number."""
+
+
 class DesiredVm(Value):
     """`starts` and `reboots` count requests: a number higher than the one last carried out asks for one more."""
 
@@ -181,6 +214,9 @@ class DesiredVm(Value):
     user_data: str = ""
     gpus: tuple[str, ...] = ()
     """PCI addresses of all functions that are passed through."""
+    move_out: MoveOut | None = None
+    move_in: MoveIn | None = None
+    """Until this is gone, it is not started or stopped here, only waited for."""
 
 
 DesiredObject = Annotated[

@@ -6,6 +6,7 @@ from typing import Literal
 
 from scloud.model.base import Value
 from scloud.model.gpus import Gpu
+from scloud.model.migrations import MoveSeen
 from scloud.model.statuses import Accelerator, Capacity
 
 
@@ -65,6 +66,8 @@ class Observed(Value):
     """Of a disk: (id, MiB) of each snapshot there is."""
     osds: dict[str, int] | None = None
     """Of a store: the number of each OSD that has one, by its device's uuid."""
+    move: MoveSeen | None = None
+    """Of a VM that migrates from or to this node."""
 
 
 class VmFigures(Value):

@@ -7,6 +7,7 @@ from typing import Literal
 from scloud.model.base import Value
 from scloud.model.gpus import Gpu
 from scloud.model.kinds import State
+from scloud.model.migrations import Migration
 
 
 class Status(Value):
@@ -54,6 +55,12 @@ class VmStatus(Status):
     observed_generation: int = 0
     gpus: tuple[Gpu, ...] = ()
     """Of its node, its alone until it leaves the node."""
+    migrations: int = 0
+    """How many were begun."""
+    migration: Migration | None = None
+    leaving: tuple[str, ...] = ()
+    """Nodes (ids) that the VM has left, or did not come to, and that have not confirmed yet that nothing of it is
+    there."""
 
 
 class DiskStatus(Status):

@@ -174,3 +174,28 @@ welcome_answer: TypeAdapter[Welcome | Refused] = TypeAdapter(Annotated[Welcome |
 fetch_answer: TypeAdapter[FetchStart | Refused] = TypeAdapter(Annotated[FetchStart | Refused, Field(discriminator="t")])
 enroll_answer: TypeAdapter[Enrolled | Refused] = TypeAdapter(Annotated[Enrolled | Refused, Field(discriminator="t")])
 ca_answer: TypeAdapter[CaAnswer | Refused] = TypeAdapter(Annotated[CaAnswer | Refused, Field(discriminator="t")])
+
+
+# --- between the agents of two nodes
+
+
+class MoveHello(Value):
+    """The first frame of the node that a VM leaves: which VM, and what the connection is for.
+
+    `spec` is answered by a MoveSpec; `control` and `memory` are raw bytes from here on.
+    """
+
+    t: Literal["move"] = "move"
+    vm: str
+    way: Literal["spec", "control", "memory"]
+
+
+class MoveSpec(Value):
+    """What the VM's domain is to be at the target: `drivers.hypervisor.protocol.DomainSpec` as JSON."""
+
+    t: Literal["spec"] = "spec"
+    spec: dict[str, Any]
+
+
+move_hello: TypeAdapter[MoveHello] = TypeAdapter(MoveHello)
+move_answer: TypeAdapter[MoveSpec | Refused] = TypeAdapter(Annotated[MoveSpec | Refused, Field(discriminator="t")])

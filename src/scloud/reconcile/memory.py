@@ -34,6 +34,8 @@ class VmMemory(Value):
     """The size in MiB that the running guest was told of each of its disks."""
     limits: dict[str, DiskLimits] = {}
     """What the running guest was last allowed to do with each of its disks; those without limits are left out."""
+    migration: int = 0
+    """The number of the last migration away from here that was begun, or that is not to be begun any more."""
     cpus_refused: int | None = None
     memory_refused: int | None = None
     """What the running guest did not take live; it gets it at its next start."""

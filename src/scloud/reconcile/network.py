@@ -41,7 +41,7 @@ def node_view(
         if isinstance(item, DesiredPort):
             if item.absent:
                 continue
-            if item.node_id != node:
+            if not item.on(node):
                 remote.append(RemotePort(item))
             elif (number := ofports.get(f"port/{item.id}")) is not None:
                 local.append(LocalPort(item, ofport=number, zone=number))

@@ -224,3 +224,23 @@ def test_of_two_nics_with_one_address_the_later_one_has_it(world: World) -> None
     (arrival,) = world.send("nic-web", arp_request(nic.mac, nic.ip, "10.0.0.11")).arrivals
     assert arrival.packet["arp_sha"] == mac(world.ports["nic-zz"].mac)
     assert arrival.packet["arp_spa"] == ip("10.0.0.11")
+
+
+def test_while_a_vm_migrates_both_nodes_get_what_is_for_it_and_nobody_gets_it_twice(world: World) -> None:
+    world.nodes["n3"] = "172.31.0.13"
+    far = world.ports["nic-far"]
+    world.ports["nic-far"] = far.model_copy(update={"second": ("n3", "172.31.0.13")})
+    world.apply()
+    journey = world.send("nic-web", echo(world.ends("nic-web", "nic-far")))
+    assert sorted(ip_text(out["tun_dst"]) for _, out in journey.hops[0].account.outputs) == [
+        "172.31.0.12",
+        "172.31.0.13",
+    ]
+    # One that is on the node it leaves reaches it there, and where it goes.
+    web = world.ports["nic-web"]
+    world.ports["nic-web"] = web.model_copy(update={"second": ("n2", "172.31.0.12")})
+    world.apply()
+    journey = world.send("nic-db", echo(world.ends("nic-db", "nic-web")))
+    outputs = [(port, out.fields.get("tun_dst")) for port, out in journey.hops[0].account.outputs]
+    assert sorted(port for port, _ in outputs) == sorted([TUNNEL, world.numbers["nic-web"]])
+    assert [hop.node for hop in journey.hops] == ["n1", "n2"], "what came by a tunnel is not tunnelled again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scloud.controllers import migration
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.ids import is_id
 from scloud.model.kinds import Kind, State
@@ -59,3 +60,5 @@ def _exists(tx: Tx, kind: Kind, account: str, name: str) -> bool:
 def refuse_while_leaving(row: Resource) -> None:
     if row.state == State.DELETING:
         raise CloudError(ErrorKind.CONFLICT, f"{row.kind} '{row.name}' is being deleted")
+    if row.kind == Kind.VM:
+        migration.refuse_while_moving(row)

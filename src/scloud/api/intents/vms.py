@@ -9,8 +9,8 @@ from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image, resolve_node, side_name
 from scloud.api.intents.disks import find_type, refuse_lost, size_of, usable
 from scloud.api.intents.networks import groups_for, make_nic
-from scloud.api.schemas import NicAsk, VmAsk, VmCreate, VmPatch
-from scloud.controllers import finishing, gpus, placement, serving, snapshots
+from scloud.api.schemas import MigrateAsk, NicAsk, VmAsk, VmCreate, VmPatch
+from scloud.controllers import finishing, gpus, migration, placement, serving, snapshots
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.gpus import refusal
 from scloud.model.kinds import PREFIX, Kind, State
@@ -206,6 +206,8 @@ def start(tx: Tx, account: str, ref: str) -> dict[str, Any]:
 
 def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
     vm = get(tx, Kind.VM, ref, account)
+    if force:
+        vm = migration.withdraw(tx, vm)
     refuse_while_leaving(vm)
     if vm.state == State.STOPPED and vm.spec_as(VmSpec).power == "off":
         return accepted(begin_and_end(tx, "vm.stop", vm, "it is stopped already"), vm)
@@ -246,6 +248,26 @@ def resize(tx: Tx, account: str, ref: str, cpus: int | None, memory_mib: int | N
         placement.check_room(tx, vm.node, cpus=more_cpus, memory_mib=more_memory)
     nodes.promise(tx, vm.node, cpus=more_cpus, memory_mib=more_memory)
     return _change(tx, vm, "vm.resize", State.UPDATING, "being resized", cpus=new_cpus, memory_mib=new_memory)
+
+
+def migrate(tx: Tx, account: str, ref: str, ask: MigrateAsk, loads: placement.Loads) -> dict[str, Any]:
+    """Bring it to another node while it runs; with `cancel`, end that."""
+    vm = get(tx, Kind.VM, ref, account)
+    if ask.cancel:
+        under_way = [op for op in operations.open_for(tx, vm.id) if op.action == migration.ACTION]
+        if not under_way:
+            raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is not being migrated")
+        migration.cancel(tx, vm)
+        return accepted(operations.get(tx, under_way[0].id, None) or under_way[0], find(tx, vm.id) or vm)
+    refuse_while_leaving(vm)
+    target = resolve_node(tx, "node", ask.node) if ask.node else None
+    op = migration.begin(
+        *(tx, vm, target, loads),
+        stuck=ask.stuck or "auto-converge",
+        bandwidth_mib_s=ask.bandwidth_mib_s,
+        downtime_ms=ask.downtime_ms,
+    )
+    return accepted(op, find(tx, vm.id) or vm)
 
 
 def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, Any]:
@@ -316,6 +338,7 @@ def delete(tx: Tx, account: str, ref: str, keep_disks_s: float | None = None) ->
         for op in operations.open_for(tx, vm.id):
             if op.action == "vm.delete":
                 return accepted(op, vm)
+    vm = migration.withdraw(tx, vm)
     op = begin(tx, "vm.delete", vm)
     finishing.begin_vm_deletion(tx, vm, None if keep_disks_s is None else tx.now + keep_disks_s)
     return accepted(operations.get(tx, op.id, None) or op, find(tx, vm.id) or vm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from starlette.responses import PlainTextResponse
@@ -17,6 +17,7 @@ from scloud.api.schemas import (
     AllAccounts,
     Cursor,
     Limit,
+    MigrateAsk,
     NameFilter,
     PlanOut,
     RebuildAsk,
@@ -169,6 +170,27 @@ async def resize_vm(
         request=request,
         key=key,
     )
+
+
+@router.post("/{ref}/actions/migrate", status_code=202, response_model=Accepted)
+async def migrate_vm(
+    request: Request,
+    ref: RefPath,
+    context: ContextDep,
+    caller: CallerDep,
+    body: MigrateAsk | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Bring a running VM to another node without stopping it, or end that. For administrators."""
+    loads = context.manager.loads()
+
+    def go(tx: Tx) -> dict[str, Any]:
+        account = owner_for(tx, Kind.VM, ref, caller)
+        get(tx, Kind.VM, ref, account)  # of another's VM nobody learns that it is there
+        caller.need_admin()
+        return vms.migrate(tx, account, ref, body or MigrateAsk(), loads)
+
+    return await write(context, caller, go, request=request, key=key)
 
 
 @router.post("/{ref}/actions/rebuild", status_code=202, response_model=Accepted)

@@ -273,6 +273,47 @@ def check_item(field: str, item: str) -> None:
         raise invalid(field, f"an id is 1-64 of a-z, 0-9, '_' and '-', not {item!r}")
 
 
+def moved_xml(xml: str, spec: DomainSpec) -> str:
+    """A running domain's XML as it is to be on another node: what was plugged in stays, places are those of `spec`.
+
+    `CloudError(CONFLICT)` if it has a disk that the spec lacks: it was attached after the other node was asked.
+    """
+    root = ET.fromstring(xml)
+    places = {disk.disk: disk for disk in spec.disks}
+    for element in root.findall("devices/disk"):
+        alias, source = element.find("alias"), element.find("source")
+        item = item_of((alias.get("name") if alias is not None else None) or "")
+        if item is None or source is None:
+            continue
+        if item not in places:
+            raise CloudError(ErrorKind.CONFLICT, f"disk {item} was attached meanwhile; migrate it again")
+        place = places[item].place
+        if isinstance(place, RbdPlace):
+            made = _rbd_source(places[item], place)
+            for tag in ("auth", "source"):
+                old, new = element.find(tag), made.find(tag)
+                if old is not None:
+                    element.remove(old)
+                if new is not None:
+                    element.insert(1, new)
+        else:
+            name = "dev" if element.get("type") == "block" else "file"
+            source.attrib = {name: str(place.path)}
+    for serial in root.findall("devices/serial") + root.findall("devices/console"):
+        if (source := serial.find("source")) is not None:
+            source.set("path", str(spec.console_socket))
+        if (log := serial.find("log")) is not None:
+            log.set("file", str(spec.console_log))
+    taps = {nic.nic: nic.tap for nic in spec.nics}
+    for element in root.findall("devices/interface"):
+        alias, target = element.find("alias"), element.find("target")
+        item = item_of((alias.get("name") if alias is not None else None) or "")
+        if item in taps and target is not None:
+            target.set("dev", taps[item])
+    ET.register_namespace("scloud", NAMESPACE)
+    return ET.tostring(root, encoding="unicode")
+
+
 class DomainView(Value):
     """What a domain's XML says: one of ours, with these devices. `targets` are all disk names in use."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from scloud.drivers.hypervisor.domain_xml import DIMM_SLOTS, DIMM_STEP_MIB, check_item, check_spec
@@ -20,16 +20,21 @@ from scloud.drivers.hypervisor.protocol import (
     DomainFacts,
     DomainFigures,
     DomainSpec,
+    MoveOptions,
+    MoveRoute,
     NicDevice,
 )
 from scloud.drivers.storage.place import RbdPlace
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.migrations import MoveProgress
 from scloud.model.snapshots import DiskLimits
 
 OffReason = Literal["guest", "requested", "crashed", "unknown"]
 
 DETACH_TIMEOUT_S = 20.0
 _FIRST_PID = 1000
+HOSTS: dict[str, FakeHost] = {}
+"""Hosts that can be migrated to, by the path in `MoveRoute.control`."""
 
 
 @dataclass
@@ -38,6 +43,8 @@ class FakeDomain:
 
     spec: DomainSpec
     running: bool = False
+    paused: bool = False
+    moving: bool = False
     off_reason: OffReason = "unknown"
     cpus: int = 0
     memory_mib: int = 0
@@ -79,6 +86,10 @@ class FakeHost:
     last_pid: int = _FIRST_PID
     secrets: dict[str, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    copy_s: float = 0.0
+    """How long a guest's memory takes to another node."""
+    moves: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Guests on their way out, each with what is set to stop it."""
 
     def crash(self, vm: str) -> None:
         """QEMU dies."""
@@ -289,6 +300,60 @@ class FakeHypervisor:
         domain.dimms += 1
         return True
 
+    async def prepare_move(self, spec: DomainSpec) -> None:
+        await self._call("prepare_move", spec.vm)
+        if spec.vm in self.host.domains:
+            raise CloudError(ErrorKind.CONFLICT, f"{spec.vm} is here already")
+        self._check_secrets(*spec.disks)
+
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+        await self._call("move", vm)
+        source, target = self.host, HOSTS[str(route.control)]
+        domain = self._running(vm, f"move {vm}")
+        arriving = replace(domain, spec=spec, paused=True, moving=True, pid=None)
+        arriving.disks = {disk.disk: disk for disk in spec.disks}
+        arriving.nics = {nic.nic: nic for nic in spec.nics}
+        target.domains[vm] = arriving
+        source.moves[vm] = cancelled = asyncio.Event()
+        try:
+            async with asyncio.timeout(source.copy_s):
+                await cancelled.wait()
+            raise CloudError(ErrorKind.ENGINE, f"move {vm}: operation aborted: migration out job: canceled by client")
+        except TimeoutError:
+            pass
+        except BaseException:
+            target.domains.pop(vm, None)
+            raise
+        finally:
+            source.moves.pop(vm, None)
+        if source.domains.get(vm) is not domain or not domain.running or target.domains.get(vm) is not arriving:
+            if target.domains.get(vm) is arriving:
+                del target.domains[vm]
+            raise CloudError(ErrorKind.ENGINE, f"move {vm}: operation failed: domain is no longer running")
+        target.last_pid += 1
+        arriving.pid, arriving.paused, arriving.moving = target.last_pid, False, False
+        del source.domains[vm]
+        source.publish(DomainEvent(kind="stopped", vm=vm))
+        target.publish(DomainEvent(kind="started", vm=vm))
+
+    async def move_progress(self, vm: str) -> MoveProgress | None:
+        await self._call("move_progress", vm)
+        domain = self._existing(vm)
+        moving = vm in self.host.moves
+        return MoveProgress(iteration=1, total_mib=domain.memory_mib, remaining_mib=0) if moving else None
+
+    async def cancel_move(self, vm: str) -> None:
+        await self._call("cancel_move", vm)
+        if (cancelled := self.host.moves.get(vm)) is not None:
+            cancelled.set()
+
+    async def switch_to_postcopy(self, vm: str) -> None:
+        await self._call("switch_to_postcopy", vm)
+
+    async def resume(self, vm: str) -> None:
+        await self._call("resume", vm)
+        self._existing(vm).paused = self._existing(vm).moving = False
+
     async def figures(self) -> list[DomainFigures]:
         await self._call("figures", "")
         return [
@@ -383,6 +448,8 @@ def _facts(domain: FakeDomain) -> DomainFacts:
     return DomainFacts(
         vm=domain.spec.vm,
         running=domain.running,
+        paused=domain.paused,
+        moving=domain.moving,
         off_reason="unknown" if domain.running else domain.off_reason,
         cpus=domain.cpus,
         memory_mib=domain.memory_mib,

@@ -39,6 +39,14 @@ from scloud.drivers.hypervisor.domain_xml import (
     nic_element,
     view_of,
 )
+from scloud.drivers.hypervisor.libvirt_move import (
+    MOVE_TIMEOUT_S,
+    PAUSED_BY_MOVE,
+    cancel,
+    migrate,
+    progress_of,
+    resume,
+)
 from scloud.drivers.hypervisor.protocol import (
     DiskFigures,
     DiskSource,
@@ -46,12 +54,15 @@ from scloud.drivers.hypervisor.protocol import (
     DomainFacts,
     DomainFigures,
     DomainSpec,
+    MoveOptions,
+    MoveRoute,
     NicDevice,
 )
 from scloud.drivers.hypervisor.secrets import Secrets
 from scloud.drivers.storage.place import RbdPlace
 from scloud.drivers.supervisor.identity import Identity
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.migrations import MoveProgress
 from scloud.model.snapshots import DiskLimits
 
 Result = TypeVar("Result")
@@ -276,6 +287,40 @@ class LibvirtHypervisor:
 
         return await self._with_running(f"give {vm} {memory_mib} MiB", vm, change)
 
+    async def prepare_move(self, spec: DomainSpec) -> None:
+        def prepare(connection: Any) -> None:
+            if _lookup(connection, spec.vm) is not None:
+                raise CloudError(ErrorKind.CONFLICT, f"{spec.vm} is here already")
+            spec.console_log.parent.mkdir(parents=True, exist_ok=True)
+            spec.console_socket.parent.mkdir(parents=True, exist_ok=True)
+            self._secrets.need(connection, spec.disks)
+
+        await self._connection.call(f"prepare for {spec.vm}", prepare)
+
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+        begun = False
+
+        def go(domain: Any, view: DomainView) -> None:
+            nonlocal begun
+            if begun:  # the daemon was away in the middle: how it ended is for the caller to find out
+                raise CloudError(ErrorKind.UNAVAILABLE, f"move {vm}: libvirtd went away in the middle")
+            begun = True
+            migrate(domain, spec, route, options)
+
+        await self._with_running(f"move {vm}", vm, go, MOVE_TIMEOUT_S)
+
+    async def move_progress(self, vm: str) -> MoveProgress | None:
+        return await self._with(f"ask how far {vm} has moved", vm, progress_of)
+
+    async def cancel_move(self, vm: str) -> None:
+        await self._with(f"stop moving {vm}", vm, cancel)
+
+    async def switch_to_postcopy(self, vm: str) -> None:
+        await self._with(f"switch {vm} to post-copy", vm, lambda domain: domain.migrateStartPostCopy(0))
+
+    async def resume(self, vm: str) -> None:
+        await self._with(f"resume {vm}", vm, resume)
+
     async def figures(self) -> list[DomainFigures]:
         def ask(connection: Any) -> list[DomainFigures]:
             flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
@@ -297,16 +342,20 @@ class LibvirtHypervisor:
     async def close(self) -> None:
         await self._connection.close()
 
-    async def _with(self, doing: str, vm: str, function: Callable[[Any], Result]) -> Result:
+    async def _with(
+        self, doing: str, vm: str, function: Callable[[Any], Result], timeout_s: float | None = None
+    ) -> Result:
         def ask(connection: Any) -> Result:
             domain = _lookup(connection, vm)
             if domain is None:
                 raise CloudError(ErrorKind.NOT_FOUND, f"there is no domain of {vm} on this node")
             return function(domain)
 
-        return await self._connection.call(doing, ask)
+        return await self._connection.call(doing, ask, timeout_s)
 
-    async def _with_running(self, doing: str, vm: str, function: Callable[[Any, DomainView], Result]) -> Result:
+    async def _with_running(
+        self, doing: str, vm: str, function: Callable[[Any, DomainView], Result], timeout_s: float | None = None
+    ) -> Result:
         def ask(domain: Any) -> Result:
             if not domain.isActive():
                 raise CloudError(ErrorKind.CONFLICT, f"{doing}: it is not running")
@@ -315,7 +364,7 @@ class LibvirtHypervisor:
                 raise CloudError(ErrorKind.NOT_FOUND, f"the domain of {vm} has lost its stamp")
             return function(domain, view)
 
-        return await self._with(doing, vm, ask)
+        return await self._with(doing, vm, ask, timeout_s)
 
     async def _detach(self, vm: str, item: str, doing: str, present: Callable[[DomainView], bool]) -> None:
         check_item("device", item)
@@ -364,6 +413,7 @@ class LibvirtHypervisor:
             vm=view.vm,
             running=not off,
             paused=state in _PAUSED,
+            moving=state == libvirt.VIR_DOMAIN_PAUSED and reason in PAUSED_BY_MOVE,
             off_reason=_OFF_BY_STATE.get(reason, "unknown") if off else "unknown",
             cpus=view.cpus,
             memory_mib=view.memory_mib,

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
+from scloud.model.migrations import MoveProgress, OnStuck
 from scloud.model.snapshots import DiskLimits
 
 
@@ -60,12 +61,30 @@ class DomainFacts(Value):
     vm: str
     running: bool
     paused: bool = False
+    moving: bool = False
+    """Paused by a migration: at the target the guest has not begun to run, at the source it does not run any more."""
     off_reason: Literal["guest", "requested", "crashed", "unknown"] = "unknown"
     cpus: int
     memory_mib: int
     disks: tuple[str, ...]
     nics: tuple[str, ...]
     pid: int | None = None
+
+
+class MoveRoute(Value):
+    """UNIX sockets on the node that a VM leaves: behind `control` is the target's hypervisor, behind `memory` whoever
+    listens on the same path at the target."""
+
+    control: Path
+    memory: Path
+
+
+class MoveOptions(Value):
+    """`bandwidth_mib_s` 0 is no limit; `downtime_ms` is what the engine may pause the guest for."""
+
+    bandwidth_mib_s: int = 0
+    downtime_ms: int = 300
+    stuck: OnStuck = "auto-converge"
 
 
 class DomainEvent(Value):
@@ -163,6 +182,34 @@ class Hypervisor(Protocol):
 
     async def set_memory(self, vm: str, memory_mib: int) -> bool:
         """Live; False if this guest takes it only at its next start."""
+        ...
+
+    async def prepare_move(self, spec: DomainSpec) -> None:
+        """Whatever a domain with this spec needs beside its disks and taps, to come here from another node."""
+        ...
+
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+        """Bring a running domain to another node, live. `spec` says where its disks, console and taps are there.
+
+        Returns when it runs there and is no more here. `CloudError` if it broke off: what is here then says whether the
+        guest runs on (it does in nearly every case), or is held because nobody knows whether it runs there.
+        """
+        ...
+
+    async def move_progress(self, vm: str) -> MoveProgress | None:
+        """Of the migration under way; None if there is none."""
+        ...
+
+    async def cancel_move(self, vm: str) -> None:
+        """Ask the migration under way to end; the guest stays. Nothing happens if there is none."""
+        ...
+
+    async def switch_to_postcopy(self, vm: str) -> None:
+        """Of a migration that was begun with `stuck="post-copy"`: let the guest run at the target from now on."""
+        ...
+
+    async def resume(self, vm: str) -> None:
+        """Let a paused guest run."""
         ...
 
     async def figures(self) -> list[DomainFigures]: ...

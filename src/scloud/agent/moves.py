@@ -1,0 +1,125 @@
+"""VMs on their way from one node to another: what the agent at either end does, and what it says of it.
+
+Neither agent decides who has the VM. The source's tries each migration once and then says what is there; the target's
+says what has come; the manager, which hears both, decides (`reconcile.migration`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from scloud.agent.deadlines import within
+from scloud.agent.journal import Journal
+from scloud.agent.passages import Passages
+from scloud.drivers.hypervisor.protocol import DomainFacts, Hypervisor, MoveOptions
+from scloud.model.desired import DesiredVm, MoveOut
+from scloud.model.errors import CloudError
+from scloud.model.migrations import MoveSeen
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+"""How often a migration under way is looked at."""
+POSTCOPY_AFTER = 3
+"""Rounds over the memory after which a guest that may be switched to post-copy is."""
+INTERRUPTED = "the node's agent was restarted meanwhile; migrate it again"
+
+
+class Departures:
+    """At the source. `changed` is called with the key of a VM whose migration has ended."""
+
+    def __init__(
+        self, hypervisor: Hypervisor, journal: Journal, passages: Passages, changed: Callable[[str], None]
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._journal = journal
+        self._passages = passages
+        self._changed = changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._errors: dict[str, str] = {}
+        self._postcopied: set[str] = set()
+
+    async def look(self, vm: DesiredVm, move: MoveOut, facts: DomainFacts | None) -> MoveSeen:
+        """Begin it, go on with it, or say how it ended."""
+        task = self._tasks.get(vm.id)
+        if task is None and self._journal.memory(vm.id).migration < move.number:
+            memory = self._journal.memory(vm.id).model_copy(update={"migration": move.number})
+            await self._journal.remember(vm.id, memory)
+            self._errors.pop(vm.id, None)
+            if move.cancel:
+                self._errors[vm.id] = "cancelled"
+            elif facts is None or not facts.running or facts.paused:
+                self._errors[vm.id] = "it was not running any more"
+            else:
+                task = asyncio.get_running_loop().create_task(self._go(vm, move), name=f"move {vm.id}")
+                self._tasks[vm.id] = task
+        if task is not None and not task.done():
+            return await self._under_way(vm, move)
+        self._tasks.pop(vm.id, None)
+        self._postcopied.discard(vm.id)
+        return await self._ended(vm, move, await self._hypervisor.show(vm.id))
+
+    async def _go(self, vm: DesiredVm, move: MoveOut) -> None:
+        options = MoveOptions(bandwidth_mib_s=move.bandwidth_mib_s, downtime_ms=move.downtime_ms, stuck=move.stuck)
+        try:
+            async with self._passages.route(vm.id, move.target, move.address) as (spec, route):
+                await self._hypervisor.move(vm.id, spec, route, options)
+            self._errors[vm.id] = ""
+        except (CloudError, OSError) as error:
+            log.warning("moving %s to node %s: %s", vm.id, move.target, error)
+            self._errors[vm.id] = str(error) or type(error).__name__
+        finally:
+            self._changed(f"vm/{vm.id}")
+
+    async def _under_way(self, vm: DesiredVm, move: MoveOut) -> MoveSeen:
+        if move.cancel:
+            await within("query", f"stopping the migration of {vm.id}", self._hypervisor.cancel_move(vm.id))
+        try:
+            progress = await within("query", f"asking how far {vm.id} is", self._hypervisor.move_progress(vm.id))
+        except CloudError:
+            progress = None  # it may be gone by now: its task knows
+        rounds = progress.iteration if progress is not None else 0
+        if move.stuck == "post-copy" and rounds > POSTCOPY_AFTER and vm.id not in self._postcopied:
+            self._postcopied.add(vm.id)
+            await within("query", f"switching {vm.id} to post-copy", self._hypervisor.switch_to_postcopy(vm.id))
+        return MoveSeen(number=move.number, state="copying", progress=progress)
+
+    async def _ended(self, vm: DesiredVm, move: MoveOut, facts: DomainFacts | None) -> MoveSeen:
+        """What is here now; why it did not leave is what the engine said, if this agent was there to hear it."""
+        reason = self._errors.get(vm.id, INTERRUPTED)
+        if facts is not None and facts.running:
+            busy = await within("query", f"asking how far {vm.id} is", self._hypervisor.move_progress(vm.id))
+            if busy is not None:  # begun by an agent that is no more: its sockets went with it
+                await within("query", f"stopping the migration of {vm.id}", self._hypervisor.cancel_move(vm.id))
+                return MoveSeen(number=move.number, state="copying", progress=busy)
+            if facts.moving:
+                return MoveSeen(number=move.number, state="held", reason=reason)
+            return MoveSeen(number=move.number, state="stays", reason=reason)
+        if facts is not None and facts.off_reason in ("guest", "crashed", "requested"):
+            return MoveSeen(number=move.number, state="stays", reason=reason or "the guest is switched off")
+        return MoveSeen(number=move.number, state="gone" if reason else "left", reason=reason)
+
+    async def drop(self, vm: str) -> None:
+        """The manager has decided: whatever is still under way is ended."""
+        task = self._tasks.pop(vm, None)
+        self._errors.pop(vm, None)
+        if task is not None and not task.done():
+            await within("query", f"stopping the migration of {vm}", self._hypervisor.cancel_move(vm))
+            await asyncio.wait([task], timeout=10)
+            task.cancel()
+
+    async def close(self) -> None:
+        """The engine is left alone; the sockets go with this agent, and the migration breaks off by itself."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def arrival(number: int, facts: DomainFacts | None) -> MoveSeen | None:
+    """At the target: what has come, if anything has. A domain that is off here has run here: it is defined last."""
+    if facts is None:
+        return None
+    return MoveSeen(number=number, state="arriving" if facts.running and facts.moving else "arrived")

@@ -1,0 +1,223 @@
+"""The way that a VM takes between two nodes: their agents speak mutual TLS, and hand its bytes on.
+
+At the target one port is open while a VM is expected. Whoever connects shows a node's certificate of this cloud, says
+which VM it brings, and is sent away unless the manager told this node that the VM comes from that very node. At the
+source the other end is UNIX sockets, which the local hypervisor uses as if they were the target's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from scloud.agent.enroll import address_of
+from scloud.drivers.hypervisor.protocol import DomainSpec, MoveRoute
+from scloud.link import channel
+from scloud.link.channel import Channel
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.wire import MoveHello, MoveSpec, Refused, move_answer, move_hello
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path("/run/libvirt/scloud")
+"""On both nodes the same, and each node's own."""
+LIBVIRT = Path("/run/libvirt/libvirt-sock")
+FIRST_FRAME_S = 10.0
+CHUNK = 256 * 1024
+
+
+class Passages(Protocol):
+    """`expect` at the target, `route` at the source."""
+
+    async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
+        """From now on the node `source` may bring this VM; IP:PORT at which. OSError."""
+        ...
+
+    async def forget(self, vm: str) -> None:
+        """It is here, or will not come. Nothing happens if it was not expected."""
+        ...
+
+    def route(self, vm: str, target: str, address: str) -> AbstractAsyncContextManager[tuple[DomainSpec, MoveRoute]]:
+        """What the VM is to be there, and the sockets that lead there until the context ends. OSError, `CloudError`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class NoPassages:
+    """Of an agent that has none."""
+
+    async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
+        raise CloudError(ErrorKind.UNAVAILABLE, "this agent takes no VMs from other nodes")
+
+    async def forget(self, vm: str) -> None:
+        return
+
+    @asynccontextmanager
+    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[tuple[DomainSpec, MoveRoute]]:
+        raise CloudError(ErrorKind.UNAVAILABLE, "this agent sends no VMs to other nodes")
+        yield
+
+    async def close(self) -> None:
+        return
+
+
+class TlsPassages:
+    """`contexts` are `pki.node_contexts`; `address` is this node's, where it listens."""
+
+    def __init__(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext], address: Callable[[], str], folder: Path = FOLDER
+    ) -> None:
+        self._server_context, self._client_context = contexts
+        self._address = address
+        self._folder = folder
+        self._expected: dict[str, tuple[str, DomainSpec]] = {}
+        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._opening = asyncio.Lock()
+
+    async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._expected[vm] = (source, spec)
+        async with self._opening:
+            host = self._address()
+            if self._server is None:
+                self._server = await channel.serve(self._taken, channel.listen(host, 0), self._server_context)
+                self._port = int(self._server.sockets[0].getsockname()[1])
+                log.info("VMs are taken at %s:%d", host, self._port)
+        return f"{host}:{self._port}"
+
+    async def forget(self, vm: str) -> None:
+        self._expected.pop(vm, None)
+        async with self._opening:
+            if not self._expected and self._server is not None:
+                self._server.close()
+                self._server = None
+
+    async def close(self) -> None:
+        self._expected.clear()
+        if self._server is not None:
+            self._server.close()
+
+    async def _taken(self, peer: Channel) -> None:
+        """At the target: one connection of the source's."""
+        try:
+            async with asyncio.timeout(FIRST_FRAME_S):
+                hello = await peer.receive(move_hello)
+        except CloudError as error:
+            log.warning("node %s says nothing that can be understood: %s", peer.peer or "without a name", error)
+            return
+        source, spec = self._expected.get(hello.vm, ("", None))
+        if spec is None or peer.peer != source:
+            log.warning("node %s brings %s, which is not expected from it", peer.peer or "without a name", hello.vm)
+            await peer.send(Refused(error=(ErrorKind.FORBIDDEN, f"{hello.vm} is not expected here")))
+            return
+        if hello.way == "spec":
+            await peer.send(MoveSpec(spec=spec.model_dump(mode="json")))
+            return
+        path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, "memory")
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        await relay(peer, reader, writer)
+
+    def _socket(self, vm: str, way: str) -> Path:
+        return self._folder / f"{vm}.{way}"
+
+    @asynccontextmanager
+    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[tuple[DomainSpec, MoveRoute]]:
+        peer = await self._dial(target, address)
+        try:
+            await peer.send(MoveHello(vm=vm, way="spec"))
+            async with asyncio.timeout(FIRST_FRAME_S):
+                answer = await peer.receive(move_answer)
+        finally:
+            await peer.close()
+        if isinstance(answer, Refused):
+            raise CloudError(ErrorKind.CONFLICT, f"node {target}: {answer.error[1]}")
+        spec = DomainSpec.model_validate(answer.spec)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        route = MoveRoute(control=self._socket(vm, "control"), memory=self._socket(vm, "memory"))
+        tasks: set[asyncio.Task[None]] = set()
+
+        def accept(way: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
+            def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                task = asyncio.get_running_loop().create_task(self._lead(vm, way, target, address, reader, writer))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+            return accepted
+
+        servers = []
+        try:
+            for way, path in (("control", route.control), ("memory", route.memory)):
+                path.unlink(missing_ok=True)
+                servers.append(await asyncio.start_unix_server(accept(way), str(path), limit=CHUNK))
+            yield spec, route
+        finally:
+            for server in servers:
+                server.close()
+            for path in (route.control, route.memory):
+                path.unlink(missing_ok=True)
+            # What was said last is still on its way: the hypervisor has closed its ends by now.
+            if tasks:
+                await asyncio.wait(tasks, timeout=2)
+            for task in list(tasks):
+                task.cancel()
+
+    async def _lead(
+        self,
+        vm: str,
+        way: str,
+        target: str,
+        address: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            peer = await self._dial(target, address)
+            try:
+                await peer.send(MoveHello.model_validate({"vm": vm, "way": way}))
+                await relay(peer, reader, writer)
+            finally:
+                await peer.close()
+        except (OSError, CloudError) as error:
+            log.warning("%s's %s connection to node %s: %s", vm, way, target, error)
+        finally:
+            writer.close()
+
+    async def _dial(self, target: str, address: str) -> Channel:
+        host, port = address_of(address)
+        peer = await channel.dial(host, port, self._client_context)
+        if peer.peer != target:
+            await peer.close()
+            raise CloudError(ErrorKind.FORBIDDEN, f"at {address} is {peer.peer or 'nobody'}, not node {target}")
+        return peer
+
+
+async def relay(peer: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hand bytes on, both ways, until one side ends; what it said before is handed on still."""
+
+    async def outward() -> None:
+        while data := await reader.read(CHUNK):
+            await peer.write(data)
+
+    async def inward() -> None:
+        while data := await peer.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+
+    tasks = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+        writer.close()

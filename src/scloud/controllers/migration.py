@@ -1,0 +1,304 @@
+"""Live migration, the manager's side: rows of VMs that are on their way from one node to another.
+
+Functions run in one transaction. `begin` promises room at the target and tells it to get ready; the work item waits
+until every switch points to both nodes and lets the source begin; `heard` takes in what both nodes say and, as
+`reconcile.migration` judges, writes who has the VM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scloud.controllers import finishing, placement, serving
+from scloud.controllers.directory import Directory
+from scloud.controllers.network_wait import NetworkWait
+from scloud.controllers.placement import Loads
+from scloud.controllers.settings import seconds_for
+from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.kinds import Kind, State
+from scloud.model.migrations import Migration, MoveProgress, MoveSeen, OnStuck
+from scloud.model.observed import Observed
+from scloud.model.specs import DiskSpec, NicSpec, VmSpec
+from scloud.model.statuses import NicStatus, VmStatus
+from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Verdict, judge, without_source
+from scloud.store import nodes, operations
+from scloud.store.database import Store, Tx
+from scloud.store.operations import Operation, OperationState
+from scloud.store.resources import Resource, find, save
+
+ACTION = finishing.MIGRATION
+PREPARE_S = 60.0
+"""How long a target may take to get ready."""
+
+
+def of(vm: Resource) -> Migration | None:
+    return vm.status_as(VmStatus).migration
+
+
+def refuse_while_moving(vm: Resource) -> None:
+    """For what cannot be done to a VM that is on its way."""
+    if of(vm) is not None:
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' is being migrated; wait, or end that with `scloud vm migrate {vm.name} --cancel`",
+        )
+
+
+def begin(
+    tx: Tx,
+    vm: Resource,
+    target: Resource | None,
+    loads: Loads,
+    *,
+    stuck: OnStuck = "auto-converge",
+    bandwidth_mib_s: int = 0,
+    downtime_ms: int = 300,
+) -> Operation:
+    """Choose a node if none is given, promise room there, and tell it to get ready. `CloudError` says why not."""
+    spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
+    refuse_while_moving(vm)
+    if vm.state != State.RUNNING or vm.node is None:
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is {vm.state}; only a running VM can be migrated live")
+    if operations.open_for(tx, vm.id):
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is being changed; migrate it when that has ended")
+    if spec.gpus:
+        raise CloudError(
+            ErrorKind.CONFLICT, f"vm '{vm.name}' has GPUs of its node, which cannot migrate: stop it to move it"
+        )
+    disks, _nics = placement.attached(tx, vm)
+    local = [disk.name for disk in disks if disk.spec_as(DiskSpec).pool is None]
+    if local:
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' cannot be migrated: disk {', '.join(local)} is in its node's own storage; "
+            "move it into a pool first (`scloud disk move`)",
+        )
+    away = {vm.node, *status.leaving}
+    if target is not None and target.id in away:
+        reason = "runs there already" if target.id == vm.node else "has left it and is being cleaned up there"
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' {reason}: node {target.name}")
+    home = _home(tx, vm, spec, disks, target, away, loads)
+    move = Migration(
+        number=status.migrations + 1,
+        source=vm.node,
+        target=home.node,
+        target_name=home.name,
+        stuck=stuck,
+        bandwidth_mib_s=bandwidth_mib_s,
+        downtime_ms=downtime_ms,
+        began_at=tx.now,
+    )
+    vm = _write(tx, vm, migration=move, migrations=move.number)
+    operations.enqueue(tx, f"migrate/{vm.id}")
+    message = f"node {home.name} is getting ready"
+    return operations.begin(tx, ACTION, vm, seconds=seconds_for(ACTION), message=message)
+
+
+def _home(
+    tx: Tx,
+    vm: Resource,
+    spec: VmSpec,
+    disks: list[Resource],
+    target: Resource | None,
+    away: set[str],
+    loads: Loads,
+) -> placement.Home:
+    pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
+    wanted = spec.model_copy(update={"node": target.id if target is not None else None})
+    request = placement.request_for(tx, wanted, 0, exclude=vm.id, pools=pools)
+    reach = request.reachable_from
+    if reach is None:
+        reach = frozenset(node.id for node in placement.read_nodes(tx))
+    request = replace(request, reachable_from=reach - away)
+    home = placement.find_home(tx, vm.account, request, loads)
+    if home is None:
+        reasons = placement.plan(tx, vm.account, request, loads).explain()
+        raise CloudError(ErrorKind.NO_CAPACITY, f"vm '{vm.name}': no node can take it: {reasons}")
+    return home
+
+
+def cancel(tx: Tx, vm: Resource, reason: str = "") -> None:
+    """The guest stays where it is, if it has not left; who asks again changes nothing."""
+    move = of(vm)
+    if move is not None and not move.cancel:
+        _conclude(tx, _write(tx, vm, migration=move.model_copy(update={"cancel": True, "reason": reason})))
+
+
+def withdraw(tx: Tx, vm: Resource) -> Resource:
+    """The VM is switched off or deleted wherever it is: it does not matter any more where that is."""
+    move = of(vm)
+    return vm if move is None else _stay(tx, vm, move, Stays("it was switched off or deleted", cancelled=True))
+
+
+def heard(tx: Tx, vm: Resource, node: str, item: Observed) -> bool:
+    """What a node says of a VM that moves, or has left it. False if it is to be taken in like any other report."""
+    status = vm.status_as(VmStatus)
+    if node in status.leaving and node != vm.node:
+        if item.state == "absent" and item.settled:
+            left = tuple(other for other in status.leaving if other != node)
+            vm = _write(tx, vm, leaving=left)
+            if vm.gone or vm.state == State.DELETING:
+                finishing.finish_vm_deletion(tx, vm)
+        return True
+    move = status.migration
+    if move is None or vm.gone or vm.state == State.DELETING:
+        return False
+    if item.move is None or item.move.number != move.number:
+        if node == move.target and item.reason:
+            _tell_progress(tx, vm, f"node {move.target_name}: {item.reason}", 5)
+        return node == move.target
+    if node not in (move.source, move.target):
+        return False
+    role = "source_seen" if node == move.source else "target_seen"
+    vm = save(tx, vm, status=status.model_copy(update={"migration": move.model_copy(update={role: item.move})}))
+    if item.move.progress is not None:
+        _tell_progress(tx, vm, describe(item.move), percent(item.move.progress))
+    _conclude(tx, vm)
+    return True
+
+
+def source_lost(tx: Tx, vm: Resource) -> bool:
+    """The source is certainly dead. True once the migration is over, and the VM has its node, whichever that is."""
+    move = of(vm)
+    if move is not None:
+        _act(tx, vm, move, without_source(move))
+    current = find(tx, vm.id, gone=True)
+    return current is None or of(current) is None
+
+
+def describe(seen: MoveSeen) -> str:
+    """How far it is, in words."""
+    at = seen.progress
+    if at is None:
+        return "copying"
+    text = f"round {at.iteration}: {at.remaining_mib} of {at.total_mib} MiB left, {at.rate_mib_s} MiB/s"
+    if at.dirty_mib_s:
+        text += f", the guest writes {at.dirty_mib_s} MiB/s"
+    return text if at.downtime_ms is None else f"{text}, expected pause {at.downtime_ms} ms"
+
+
+def percent(at: MoveProgress) -> int:
+    """10 is ready, 95 is all copied."""
+    done = 1 - at.remaining_mib / at.total_mib if at.total_mib else 0
+    return round(10 + 85 * min(max(done, 0), 1))
+
+
+def _tell_progress(tx: Tx, vm: Resource, message: str, share: int) -> None:
+    for op in operations.open_for(tx, vm.id):
+        if op.action == ACTION:
+            operations.progress(tx, op.id, share, message)
+
+
+def _conclude(tx: Tx, vm: Resource, network_ready: bool = False) -> None:
+    move = of(vm)
+    if move is not None:
+        _act(tx, vm, move, judge(move, network_ready))
+
+
+def _act(tx: Tx, vm: Resource, move: Migration, verdict: Verdict) -> None:
+    match verdict:
+        case Ask():
+            _write(tx, vm, migration=move.model_copy(update={"asked": move.asked + 1}))
+        case Copy(address):
+            _write(tx, vm, migration=move.model_copy(update={"phase": "copying", "address": address}))
+            _tell_progress(tx, vm, "copying", 10)
+        case Moved():
+            _move(tx, vm, move)
+        case Stays():
+            _stay(tx, vm, move, verdict)
+        case _:
+            pass
+
+
+def _move(tx: Tx, vm: Resource, move: Migration) -> None:
+    """All that is the VM's is the target's now; the source is told to remove what is left."""
+    spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
+    target = find(tx, move.target)
+    if target is None:
+        return
+    nodes.promise(tx, move.source, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    leaving = (*(node for node in status.leaving if node != move.target), move.source)
+    update = {"migration": None, "leaving": leaving, "node": target.name, "reason": ""}
+    vm = save(tx, vm, node=target.id, status=status.model_copy(update=update))
+    disks, nics = placement.attached(tx, vm)
+    for disk in disks:
+        serving.hand_over(tx, disk, target)
+    for nic in nics:
+        if nic.spec_as(NicSpec).vm == vm.id:
+            state = nic.status_as(NicStatus).model_copy(update={"node": target.name})
+            save(tx, nic, node=target.id, status=state)
+    seen = move.source_seen.progress if move.source_seen is not None else None
+    pause = f"; the guest paused {seen.downtime_ms} ms" if seen is not None and seen.downtime_ms is not None else ""
+    message = f"runs on node {target.name}{pause}"
+    operations.record(tx, vm, "info", f"migrated: {message}")
+    _end(tx, vm, OperationState.DONE, message)
+
+
+def _stay(tx: Tx, vm: Resource, move: Migration, verdict: Stays) -> Resource:
+    """It runs where it ran; the target is told to remove what has come."""
+    spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
+    nodes.promise(tx, move.target, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    leaving = tuple(dict.fromkeys((*status.leaving, move.target)))
+    vm = _write(tx, vm, migration=None, leaving=leaving)
+    reason = f"not migrated to node {move.target_name}: {verdict.reason}; it stays where it was"
+    operations.record(tx, vm, "info" if verdict.cancelled else "warning", reason)
+    _end(tx, vm, OperationState.CANCELLED if verdict.cancelled else OperationState.FAILED, reason)
+    return vm
+
+
+def _end(tx: Tx, vm: Resource, state: OperationState, message: str) -> None:
+    for op in operations.open_for(tx, vm.id):
+        if op.action == ACTION:
+            operations.end(tx, op, state, message, code=ErrorKind.ENGINE)
+
+
+def _write(tx: Tx, vm: Resource, **update: object) -> Resource:
+    """Nodes are told of it, although only the status changes."""
+    return save(tx, vm, status=vm.status_as(VmStatus).model_copy(update=update), node=vm.node)
+
+
+class Migrator:
+    """The work item `migrate/VM`: lets the source begin when the target and all switches are ready."""
+
+    def __init__(self, store: Store, directory: Directory, network: NetworkWait) -> None:
+        self._store = store
+        self._directory = directory
+        self._network = network
+
+    async def work(self, id: str) -> bool:
+        """False to be asked again."""
+        vm = await self._store.read(lambda tx: find(tx, id))
+        move = of(vm) if vm is not None else None
+        if move is None or move.phase != "preparing":
+            return True
+        seen = move.target_seen
+        if seen is None or seen.number != move.number or seen.state != "ready":
+            return await self._store.write(lambda tx: _late(tx, id))
+        vpcs = await self._store.read(lambda tx: _vpcs(tx, id))
+        await self._network.settled({node for vpc in vpcs for node in self._directory.nodes_of_vpc(vpc)})
+        await self._store.write(lambda tx: _begin_copying(tx, id, move.number))
+        return True
+
+
+def _late(tx: Tx, id: str) -> bool:
+    vm = find(tx, id)
+    move = of(vm) if vm is not None else None
+    if vm is None or move is None:
+        return True
+    if tx.now - move.began_at > PREPARE_S:
+        cancel(tx, vm, f"node {move.target_name} was not ready within {PREPARE_S:.0f} s")
+        return True
+    return False
+
+
+def _vpcs(tx: Tx, id: str) -> set[str]:
+    vm = find(tx, id)
+    nics = placement.attached(tx, vm)[1] if vm is not None else []
+    return {nic.spec_as(NicSpec).vpc for nic in nics}
+
+
+def _begin_copying(tx: Tx, id: str, number: int) -> None:
+    vm = find(tx, id)
+    move = of(vm) if vm is not None else None
+    if vm is not None and vm.kind == Kind.VM and move is not None and move.number == number:
+        _conclude(tx, vm, network_ready=True)

@@ -1,0 +1,78 @@
+"""Live migration in libvirt's words: peer to peer, over UNIX sockets. All of it runs in threads.
+
+The source's libvirtd speaks to the target's through `route.control`, and QEMU to QEMU through `route.memory`: neither
+has an open port. https://libvirt.org/migration.html#migration-over-unix-sockets
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from scloud.drivers.hypervisor.domain_xml import moved_xml
+from scloud.drivers.hypervisor.protocol import DomainSpec, MoveOptions, MoveRoute
+from scloud.model.migrations import MoveProgress
+
+MOVE_TIMEOUT_S = 7 * 86400.0
+"""The caller ends a migration by cancelling it, not by giving up on the call."""
+PAUSED_BY_MOVE = frozenset({libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
+_MIB = 1024 * 1024
+
+
+def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+    """Returns when it runs at the target and is gone here."""
+    xml = moved_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), spec)
+    flags = (
+        libvirt.VIR_MIGRATE_LIVE
+        | libvirt.VIR_MIGRATE_PEER2PEER
+        | libvirt.VIR_MIGRATE_PERSIST_DEST
+        | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    )
+    if options.stuck == "auto-converge":
+        flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
+    elif options.stuck == "post-copy":
+        flags |= libvirt.VIR_MIGRATE_POSTCOPY
+    parameters: dict[str, Any] = {
+        libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{route.memory}",
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml,
+        libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: xml,
+    }
+    if options.bandwidth_mib_s:
+        parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
+    domain.migrateToURI3(f"qemu+unix:///system?socket={route.control}", parameters, flags)
+
+
+def progress_of(domain: Any) -> MoveProgress | None:
+    """None if no migration is under way."""
+    try:
+        stats = domain.jobStats()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            return None
+        raise
+    if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
+        return None
+    page = stats.get("memory_page_size", 4096)
+    return MoveProgress(
+        iteration=stats.get("memory_iteration", 0),
+        total_mib=(stats.get("memory_total", 0) + stats.get("disk_total", 0)) // _MIB,
+        remaining_mib=(stats.get("memory_remaining", 0) + stats.get("disk_remaining", 0)) // _MIB,
+        rate_mib_s=stats.get("memory_bps", 0) // _MIB,
+        dirty_mib_s=stats.get("memory_dirty_rate", 0) * page // _MIB,
+        downtime_ms=stats.get("downtime"),
+    )
+
+
+def cancel(domain: Any) -> None:
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise  # else there is nothing to cancel
+
+
+def resume(domain: Any) -> None:
+    state, _ = domain.state()
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        domain.resume()

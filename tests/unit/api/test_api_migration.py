@@ -1,0 +1,158 @@
+"""A VM on its way to another node: what each node is told, and who has it in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scloud.model.desired import DesiredPort, DesiredVm
+from scloud.model.migrations import MoveSeen
+from scloud.model.observed import Observed
+from support.cloud import Cloud
+from support.node import ScriptedNode
+from support.pools import make_pool
+
+
+async def rig(cloud: Cloud) -> tuple[ScriptedNode, ScriptedNode, dict[str, Any]]:
+    """A running VM on n1, whose disk is in a pool that n1 and n2 reach."""
+    one = await cloud.node("n1")
+    two = await cloud.node("n2")
+    await cloud.image()
+    await cloud.store.write(lambda tx: make_pool(tx, [one.id, two.id]))
+    await cloud.admin.create("vpcs", "net")
+    await cloud.admin.create("subnets", "lan", vpc="net", cidr="10.0.0.0/24")
+    nics = [{"subnet": "lan"}]
+    vm = await cloud.admin.create("vms", "a", image="micro", disk_type="standard", node="n1", nics=nics)
+    return one, two, await cloud.until(cloud.admin, f"/vms/{vm['id']}", "running")
+
+
+def told(node: ScriptedNode, vm: str) -> DesiredVm:
+    item = node.objects[f"vm/{vm}"]
+    assert isinstance(item, DesiredVm)
+    return item
+
+
+def seen(vm: str, state: str, number: int = 1, **more: Any) -> Observed:
+    move = MoveSeen.model_validate({"number": number, "state": state, **more})
+    return Observed(key=f"vm/{vm}", generation=1, state="running", settled=False, move=move)
+
+
+def promised(cloud: Cloud, node: ScriptedNode) -> int:
+    return sum(row["memory_mib"] for row in cloud.rows("node_usage", node=node.id))
+
+
+async def begin(cloud: Cloud, two: ScriptedNode, vm: str) -> dict[str, Any]:
+    """Migration begun; both nodes hold still and say what a test lets them say."""
+    two.override[f"vm/{vm}"] = seen(vm, "ready", address="192.0.2.2:7")
+    answer = await cloud.admin.do("POST", f"/vms/{vm}/actions/migrate", {"node": "n2"})
+    return answer
+
+
+async def copying(cloud: Cloud, one: ScriptedNode, two: ScriptedNode, vm: str) -> dict[str, Any]:
+    one.override[f"vm/{vm}"] = seen(vm, "copying")
+    answer = await begin(cloud, two, vm)
+    await one.until(lambda: told(one, vm).move_out is not None)
+    return answer
+
+
+async def test_it_moves_with_all_that_is_its_own(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id, memory = vm["id"], vm["spec"]["memory_mib"]
+    answer = await copying(cloud, one, two, id)
+    move = told(one, id).move_out
+    assert move is not None and (move.address, move.target) == ("192.0.2.2:7", two.id)
+    came = told(two, id).move_in
+    assert came is not None and came.source == one.id
+    ports = [item for node in (one, two) for item in node.objects.values() if isinstance(item, DesiredPort)]
+    assert ports and all(port.on(one.id) and port.on(two.id) for port in ports)
+    assert {port.second for port in ports} == {(two.id, "192.0.2.2")}
+    assert (promised(cloud, one), promised(cloud, two)) == (memory, memory)
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    one.holding = True
+    await one.say(seen(id, "left"))
+    done = await cloud.admin.wait(answer)
+    assert "n2" in done["message"]
+    await one.until(lambda: told(one, id).power == "absent")
+    await two.until(lambda: told(two, id).move_in is None)
+    shown = await cloud.admin.get(f"/vms/{id}")
+    assert shown["status"]["node"] == "n2" and shown["status"]["leaving"] == [one.id]
+    disk = (await cloud.admin.list("/disks"))[0]
+    assert disk["status"]["node"] == "n2" and f"disk/{disk['id']}" in two.objects
+    assert (promised(cloud, one), promised(cloud, two)) == (0, memory)
+    await one.release()
+    await one.until(lambda: f"vm/{id}" not in one.objects)
+    assert not any(isinstance(item, DesiredPort) for item in one.objects.values())
+
+
+async def test_one_that_breaks_off_stays(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id, memory = vm["id"], vm["spec"]["memory_mib"]
+    answer = await copying(cloud, one, two, id)
+    for action in ("reboot", "stop"):
+        await cloud.admin.fail("POST", f"/vms/{id}/actions/{action}", {}, status=409, code="conflict")
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    await one.say(seen(id, "stays", reason="the cable is cut"))
+    failed = await cloud.admin.wait(answer, "failed")
+    assert "the cable is cut" in failed["message"]
+    await two.until(lambda: f"vm/{id}" not in two.objects)
+    await one.until(lambda: told(one, id).move_out is None)
+    shown = await cloud.admin.get(f"/vms/{id}")
+    assert (shown["status"]["node"], shown["status"]["state"]) == ("n1", "running")
+    assert (promised(cloud, one), promised(cloud, two)) == (memory, 0)
+
+
+async def test_a_source_that_does_not_know_lets_the_target_decide(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    answer = await copying(cloud, one, two, id)
+    await one.say(seen(id, "held", reason="the agent was restarted"))
+
+    def asked() -> bool:
+        move = told(two, id).move_in
+        return move is not None and move.asked == 1
+
+    await two.until(asked)
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["node"] == "n1"
+    del one.override[f"vm/{id}"]
+    await two.say(seen(id, "arrived", asked=1))
+    await cloud.admin.wait(answer)
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["node"] == "n2"
+
+
+async def test_cancelled_and_deleted_on_the_way(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    answer = await copying(cloud, one, two, id)
+    await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {"cancel": True})
+
+    def told_to_end() -> bool:
+        move = told(one, id).move_out
+        return move is not None and move.cancel
+
+    await one.until(told_to_end)
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    await one.say(seen(id, "stays", reason="canceled by client"))
+    await cloud.admin.wait(answer, "cancelled")
+    await two.until(lambda: f"vm/{id}" not in two.objects)
+    one.override[f"vm/{id}"] = seen(id, "copying", number=2)
+    two.override[f"vm/{id}"] = seen(id, "ready", number=2, address="192.0.2.2:7")
+    again = await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {})
+    await one.until(lambda: told(one, id).move_out is not None)
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    await cloud.admin.end("DELETE", f"/vms/{id}")
+    await cloud.admin.wait(again, "cancelled")
+    await cloud.until_gone(id)
+    assert (promised(cloud, one), promised(cloud, two)) == (0, 0)
+    assert not one.existing and not two.existing
+
+
+async def test_what_cannot_move_says_why(cloud: Cloud) -> None:
+    one, _two, vm = await rig(cloud)
+    problem = await cloud.admin.fail(
+        "POST", f"/vms/{vm['id']}/actions/migrate", {"node": "n1"}, status=409, code="conflict"
+    )
+    assert "runs there already" in problem["detail"]
+    local = await cloud.admin.create("vms", "b", image="micro", node="n1")
+    await cloud.until(cloud.admin, f"/vms/{local['id']}", "running")
+    problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", {}, status=409, code="conflict")
+    assert "its node's own storage" in problem["detail"]
+    await cloud.lose(one)

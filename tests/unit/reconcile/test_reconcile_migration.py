@@ -1,0 +1,60 @@
+"""Who has a VM after a migration, whatever both nodes say in whatever order."""
+
+from __future__ import annotations
+
+import pytest
+
+from scloud.model.migrations import Migration, MoveSeen
+from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Wait, judge, without_source
+
+MOVE = Migration(number=3, source="a", target="b", phase="copying", address="192.0.2.1:9")
+
+
+def source(state: str, number: int = 3, reason: str = "") -> MoveSeen:
+    return MoveSeen.model_validate({"number": number, "state": state, "reason": reason})
+
+
+def target(state: str, asked: int = 0, number: int = 3) -> MoveSeen:
+    return MoveSeen.model_validate({"number": number, "state": state, "asked": asked, "address": "192.0.2.1:9"})
+
+
+def at(**update: object) -> Migration:
+    return MOVE.model_copy(update=update)
+
+
+def test_the_source_begins_when_the_target_and_every_switch_are_ready() -> None:
+    preparing = at(phase="preparing", target_seen=target("ready"))
+    assert judge(preparing) == Wait()
+    assert judge(preparing, network_ready=True) == Copy("192.0.2.1:9")
+    assert judge(at(phase="preparing", target_seen=target("ready", number=2)), network_ready=True) == Wait()
+    assert isinstance(judge(at(phase="preparing", cancel=True, target_seen=target("ready")), True), Stays)
+
+
+def test_the_source_says_how_it_ended() -> None:
+    assert judge(at(source_seen=source("left"))) == Moved()
+    assert judge(at(source_seen=source("stays", reason="full"))) == Stays("full")
+    assert judge(at(source_seen=source("stays"), cancel=True)) == Stays("cancelled", cancelled=True)
+    assert judge(at(source_seen=source("left", number=2))) == Wait(), "that was another migration"
+
+
+def test_a_target_that_runs_proves_nothing_while_the_source_is_silent() -> None:
+    assert judge(at(target_seen=target("arrived", asked=1))) == Wait()
+    assert judge(at(source_seen=source("copying"), target_seen=target("arrived", asked=1))) == Wait()
+
+
+@pytest.mark.parametrize("state", ["held", "gone"])
+def test_where_the_source_cannot_know_the_target_is_asked_anew(state: str) -> None:
+    unsure = at(source_seen=source(state), target_seen=target("ready"))
+    assert judge(unsure) == Ask(), "what it said before may be out of date"
+    asked = unsure.model_copy(update={"asked": 1})
+    assert judge(asked) == Wait()
+    assert judge(asked.model_copy(update={"target_seen": target("arrived", asked=1)})) == Moved()
+    for came in ("ready", "arriving"):
+        assert isinstance(judge(asked.model_copy(update={"target_seen": target(came, asked=1)})), Stays)
+
+
+def test_when_the_source_is_dead_the_target_decides() -> None:
+    assert without_source(MOVE) == Ask()
+    assert without_source(at(asked=1, target_seen=target("arrived"))) == Wait()
+    assert without_source(at(asked=1, target_seen=target("arrived", asked=1))) == Moved()
+    assert isinstance(without_source(at(asked=1, target_seen=target("arriving", asked=1))), Stays)
