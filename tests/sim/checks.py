@@ -101,7 +101,7 @@ class Checks:
         macs: Counter[str] = Counter()
         for node in self._world.nodes:
             for vm, domain in node.hardware.host.domains.items():
-                if domain.running and not self._world.harmless(node, domain.disks):
+                if domain.running and not domain.paused and not self._world.harmless(node, domain.disks):
                     running[vm] += 1
                     macs.update(nic.mac for nic in domain.nics.values())
         for what, count in (running + macs).items():
@@ -133,6 +133,10 @@ class Checks:
                 spec = row.spec_as(VmSpec)
                 mine[0] += spec.cpus
                 mine[1] += spec.memory_mib
+                if (move := row.status_as(VmStatus).migration) is not None:
+                    coming = due.setdefault(move.target, [0, 0, 0])
+                    coming[0] += spec.cpus
+                    coming[1] += spec.memory_mib
             elif row.kind == Kind.DISK:
                 mine[2] += row.spec_as(DiskSpec).size_mib
         promised = world.base.read_now(usage.usages)

@@ -16,7 +16,7 @@ from typing import Any
 
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
-from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
+from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, MoveOptions, MoveRoute
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
 from scloud.drivers.storage.fake import FakeDisk
@@ -82,7 +82,7 @@ class PoolDisk(FakeDisk):
             if self.node_of[id(host)] in self.fenced:
                 continue  # whatever runs there writes to nothing any more
             for vm, domain in host.domains.items():
-                if domain.running:
+                if domain.running and not domain.paused:
                     for disk in domain.disks.values():
                         if not disk.read_only and disk.disk in self.volumes:
                             found.setdefault(disk.disk, []).append(vm)
@@ -161,8 +161,16 @@ class Libvirt(FakeHypervisor):
     A guest that was asked to shut down does so though nobody waits for it.
     """
 
-    def __init__(self, host: FakeHost, start_s: float, started: Callable[[str], None], pool: PoolDisk) -> None:
+    def __init__(
+        self,
+        host: FakeHost,
+        start_s: float,
+        started: Callable[[str], None],
+        pool: PoolDisk,
+        moving: Callable[[str, DomainSpec, MoveRoute, MoveOptions], asyncio.Future[None]],
+    ) -> None:
         super().__init__(host)
+        self._moving = moving
         self._pool = pool
         self._start_s = start_s
         self._started = started
@@ -188,6 +196,14 @@ class Libvirt(FakeHypervisor):
     async def attach_disk(self, vm: str, disk: DiskSource) -> None:
         self._refuse_disks([disk])
         await super().attach_disk(vm, disk)
+        self._started(vm)
+
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+        await self._call("move", vm)
+        await asyncio.shield(self._moving(vm, spec, route, options))
+
+    async def resume(self, vm: str) -> None:
+        await super().resume(vm)
         self._started(vm)
 
     async def shutdown(self, vm: str) -> None:

@@ -18,6 +18,7 @@ from scloud.controllers.manager import Manager
 from scloud.controllers.settings import Settings
 from scloud.controllers.storage import rows
 from scloud.drivers.ceph.protocol import Access, DaemonFacts
+from scloud.drivers.hypervisor.protocol import DomainSpec, MoveOptions, MoveRoute
 from scloud.drivers.probe.fake import FakeProber
 from scloud.drivers.storage.fake import FakeStorage
 from scloud.link.channel import Channel
@@ -46,7 +47,8 @@ from .hardware import (
     PoolDisk,
 )
 from .link import SimChannel, SimListener, Wire
-from .loop import Life, SimLoop
+from .loop import WORLD, Life, SimLoop
+from .moves import Migration, Road
 
 if TYPE_CHECKING:
     from .world import World
@@ -278,6 +280,7 @@ class AgentProcess:
         self.wire = Wire(world.loop, delay=world.short, breaks=self._breaks, encode=world.encode)
         self.life: Life | None = None
         self.daemon: Daemon | None = None
+        self.road: Road | None = None
         self.break_rate = 0.0
         self.trouble_rate = 0.0
         self._ends: list[SimChannel] = []
@@ -299,7 +302,9 @@ class AgentProcess:
         life = self.life = Life(f"agent-{self.name}", world.loop)
         life.on_death = lambda: self._died(life)
         boot = f"boot-{machine.boots}"
-        host = Libvirt(machine.host, machine.start_s, lambda vm: world.started(self, vm), world.pool_disk)
+        host = Libvirt(
+            machine.host, machine.start_s, lambda vm: world.started(self, vm), world.pool_disk, self._begin_move
+        )
         plain = (machine.switch, FakeStorage(machine.disk), LinkedFunctions(machine.kernel, machine.switch))
         base = [Driver(inner, world.short, self._trouble) for inner in (host, *plain)]
         drivers = Drivers(
@@ -320,10 +325,16 @@ class AgentProcess:
             network=NetworkSettings(self.id, self.tunnel_ip, 1450, offload=False),
             vms=VmSettings(boot, Path("/fake/logs"), Path("/fake/sockets"), 1450, offload=False),
             serve_metadata=False,
+            passages=Road(world, self),
         )
         self.daemon = Daemon(drivers, around)
         world.note(f"agent of {self.name} starts")
         life.spawn(self._main(self.daemon))
+
+    def _begin_move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> asyncio.Future[None]:
+        move = Migration(self._world, vm, spec, route, options)
+        self._world.loop.create_task(move.run(), context=WORLD)
+        return move.done
 
     def _open_pool(self, client: str) -> Any:
         def trouble(method: str) -> None:

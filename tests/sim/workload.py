@@ -12,7 +12,7 @@ from scloud.api.context import accepted, begin
 from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents import disks, networks, snapshots, vms
 from scloud.api.schemas import VmCreate, VmPatch, VmPatchSpec
-from scloud.controllers import finishing
+from scloud.controllers import finishing, migration
 from scloud.model.errors import CloudError, not_found
 from scloud.model.kinds import Kind, State
 from scloud.model.snapshots import DiskLimits, SnapshotSchedule
@@ -29,7 +29,7 @@ from scloud.model.specs import (
 from scloud.model.statuses import ImageStatus
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, all_of, create, refuse_if_used, save
+from scloud.store.resources import Resource, all_of, create, find, refuse_if_used, save
 
 from .hardware import TRASH_S
 from .world import World
@@ -67,6 +67,8 @@ class Tenant:
             (1, self._schedule),
             (2, self._restore),
             (5, self._hand_over),
+            (5, self._migrate),
+            (1, self._cancel_migration),
             (4, self._create_nic),
             (3, self._attach_nic),
             (3, self._detach_nic),
@@ -253,6 +255,19 @@ class Tenant:
             return self._make_vms(tx, VmCreate(name=self._name("taker"), spec=ask_vm))
         disks.detach(tx, self._me, disk.id)
         return disks.attach(tx, self._me, disk.id, self._rng.choice(others).id)
+
+    def _migrate(self, tx: Tx) -> dict[str, Any]:
+        vm = self._need(tx, Kind.VM)
+        nodes = [find(tx, node.id) for node in self._world.nodes]
+        target = self._rng.choice([None, *nodes])
+        op = migration.begin(tx, vm, target, {}, downtime_ms=self._rng.choice([100, 300]))
+        return accepted(op, vm)
+
+    def _cancel_migration(self, tx: Tx) -> dict[str, Any] | None:
+        moving = [row for row in all_of(tx, Kind.VM) if migration.of(row) is not None]
+        if moving:
+            migration.cancel(tx, self._rng.choice(moving))
+        return None
 
     def _create_snapshot(self, tx: Tx) -> dict[str, Any]:
         return snapshots.create(tx, self._me, self._name("snapshot"), self._need(tx, Kind.DISK).id)

@@ -141,6 +141,9 @@ class World:
             secrets.put(tx, cluster.id, rows.granted_secret(node), '["p"]')
         self.pool = pool.id
 
+    def node(self, id: str) -> AgentProcess:
+        return next(node for node in self.nodes if node.id == id)
+
     def started(self, node: AgentProcess, vm: str) -> None:
         """A guest has begun to run, or has one disk more: nowhere else may it, nor may another have its disks."""
         self.note(f"{vm} runs on {node.name}")
@@ -150,6 +153,7 @@ class World:
             for other in self.nodes
             if (domain := other.hardware.host.domains.get(vm)) is not None
             and domain.running
+            and not domain.paused
             # what runs on a node that is cut off writes to nothing, and nobody hears it
             and not self.harmless(other, domain.disks)
         ]

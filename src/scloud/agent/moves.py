@@ -64,11 +64,14 @@ class Departures:
     async def _go(self, vm: DesiredVm, move: MoveOut) -> None:
         options = MoveOptions(bandwidth_mib_s=move.bandwidth_mib_s, downtime_ms=move.downtime_ms, stuck=move.stuck)
         try:
-            async with self._passages.route(vm.id, move.target, move.address) as (spec, route):
-                await self._hypervisor.move(vm.id, spec, route, options)
-            self._errors[vm.id] = ""
+            async with self._passages.route(vm.id, move.target, move.address) as way:
+                await self._hypervisor.move(vm.id, way.spec, way.route, options)
+                self._errors[vm.id] = ""
+                await way.release()
         except (CloudError, OSError) as error:
             log.warning("moving %s to node %s: %s", vm.id, move.target, error)
+            if vm.id in self._errors:  # it is gone from here: the manager lets it run there
+                return
             self._errors[vm.id] = str(error) or type(error).__name__
         finally:
             self._changed(f"vm/{vm.id}")
@@ -122,4 +125,6 @@ def arrival(number: int, facts: DomainFacts | None) -> MoveSeen | None:
     """At the target: what has come, if anything has. A domain that is off here has run here: it is defined last."""
     if facts is None:
         return None
-    return MoveSeen(number=number, state="arriving" if facts.running and facts.moving else "arrived")
+    if facts.running and facts.moving:
+        return MoveSeen(number=number, state="arriving")
+    return MoveSeen(number=number, state="complete" if facts.running and facts.complete else "arrived")

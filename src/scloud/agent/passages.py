@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +33,20 @@ FIRST_FRAME_S = 10.0
 CHUNK = 256 * 1024
 
 
+@dataclass(frozen=True)
+class Way:
+    """What a VM is to be at its target, and the sockets that lead there. `release` lets it run there: it is gone here.
+    OSError if that is not heard; then the manager sees to it."""
+
+    spec: DomainSpec
+    route: MoveRoute
+    release: Callable[[], Awaitable[None]]
+
+
 class Passages(Protocol):
-    """`expect` at the target, `route` at the source."""
+    """`expect` at the target, `route` at the source. `released` is called at the target with a VM that may run."""
+
+    released: Callable[[str], Awaitable[None]]
 
     async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
         """From now on the node `source` may bring this VM; IP:PORT at which. OSError."""
@@ -43,15 +56,21 @@ class Passages(Protocol):
         """It is here, or will not come. Nothing happens if it was not expected."""
         ...
 
-    def route(self, vm: str, target: str, address: str) -> AbstractAsyncContextManager[tuple[DomainSpec, MoveRoute]]:
-        """What the VM is to be there, and the sockets that lead there until the context ends. OSError, `CloudError`."""
+    def route(self, vm: str, target: str, address: str) -> AbstractAsyncContextManager[Way]:
+        """It leads there until the context ends. OSError, `CloudError`."""
         ...
 
     async def close(self) -> None: ...
 
 
+async def nobody(vm: str) -> None:
+    """Until an agent listens."""
+
+
 class NoPassages:
     """Of an agent that has none."""
+
+    released: Callable[[str], Awaitable[None]] = staticmethod(nobody)
 
     async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
         raise CloudError(ErrorKind.UNAVAILABLE, "this agent takes no VMs from other nodes")
@@ -60,7 +79,7 @@ class NoPassages:
         return
 
     @asynccontextmanager
-    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[tuple[DomainSpec, MoveRoute]]:
+    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[Way]:
         raise CloudError(ErrorKind.UNAVAILABLE, "this agent sends no VMs to other nodes")
         yield
 
@@ -76,6 +95,7 @@ class TlsPassages:
     ) -> None:
         self._server_context, self._client_context = contexts
         self._address = address
+        self.released: Callable[[str], Awaitable[None]] = nobody
         self._folder = folder
         self._expected: dict[str, tuple[str, DomainSpec]] = {}
         self._server: asyncio.Server | None = None
@@ -121,6 +141,10 @@ class TlsPassages:
         if hello.way == "spec":
             await peer.send(MoveSpec(spec=spec.model_dump(mode="json")))
             return
+        if hello.way == "release":
+            if await peer.read(1) and hello.vm in self._expected:
+                await self.released(hello.vm)
+            return
         path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, "memory")
         reader, writer = await asyncio.open_unix_connection(str(path))
         await relay(peer, reader, writer)
@@ -129,7 +153,7 @@ class TlsPassages:
         return self._folder / f"{vm}.{way}"
 
     @asynccontextmanager
-    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[tuple[DomainSpec, MoveRoute]]:
+    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[Way]:
         peer = await self._dial(target, address)
         try:
             await peer.send(MoveHello(vm=vm, way="spec"))
@@ -153,12 +177,15 @@ class TlsPassages:
             return accepted
 
         servers = []
+        releasing = await self._dial(target, address)  # now, so that it takes no time when the guest waits for it
         try:
+            await releasing.send(MoveHello(vm=vm, way="release"))
             for way, path in (("control", route.control), ("memory", route.memory)):
                 path.unlink(missing_ok=True)
                 servers.append(await asyncio.start_unix_server(accept(way), str(path), limit=CHUNK))
-            yield spec, route
+            yield Way(spec, route, lambda: releasing.write(b"r"))
         finally:
+            await releasing.close()
             for server in servers:
                 server.close()
             for path in (route.control, route.memory):

@@ -80,6 +80,7 @@ class Vms:
         passages: Passages,
     ) -> None:
         self._passages = passages
+        passages.released = self._released
         self._prepared: dict[str, MoveSeen] = {}
         """What this agent has made ready for VMs that are to come."""
         self.departures = Departures(hypervisor, journal, passages, lambda key: changed([key]))
@@ -117,8 +118,8 @@ class Vms:
             await self.departures.drop(vm)
             if self._prepared.pop(vm, None) is not None:
                 await self._passages.forget(vm)
-            if facts is not None and facts.moving and desired.power == "on":
-                # Held by a migration whose end nobody knew; the manager has found out that it runs nowhere else.
+            if facts is not None and (facts.moving or facts.complete) and desired.power == "on":
+                # Held by a migration; the manager has found out that it runs nowhere else.
                 await within("power", f"letting {vm} run again", self._hypervisor.resume(vm))
                 continue
             try:
@@ -180,6 +181,16 @@ class Vms:
         if seen is not None:
             self._say(desired, seen.model_copy(update={"asked": move.asked}))
         return self.workers.now() + LOOK_EVERY_S
+
+    async def _released(self, vm: str) -> None:
+        """All of it has come, and it is gone where it was: whoever sent it says so."""
+        desired = self._journal.desired.get(f"vm/{vm}")
+        if not isinstance(desired, DesiredVm) or desired.move_in is None:
+            return
+        facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
+        if facts is not None and facts.complete and self._current(desired):
+            await within("power", f"letting {vm} run", self._hypervisor.resume(vm))
+            self.workers.wake(f"vm/{vm}", urgent=True)
 
     async def _prepare(self, desired: DesiredVm, move: MoveIn) -> MoveSeen | None:
         """None while something is not in place yet."""

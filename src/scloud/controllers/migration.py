@@ -7,7 +7,9 @@ until every switch points to both nodes and lets the source begin; `heard` takes
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection
+
+from sqlalchemy import select
 
 from scloud.controllers import finishing, placement, serving
 from scloud.controllers.directory import Directory
@@ -20,11 +22,12 @@ from scloud.model.migrations import Migration, MoveProgress, MoveSeen, OnStuck
 from scloud.model.observed import Observed
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import NicStatus, VmStatus
-from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Verdict, judge, without_source
+from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Verdict, judge, without_source, without_target
 from scloud.store import nodes, operations
 from scloud.store.database import Store, Tx
 from scloud.store.operations import Operation, OperationState
-from scloud.store.resources import Resource, find, save
+from scloud.store.resources import Resource, find, find_many, save
+from scloud.store.tables import resource
 
 ACTION = finishing.MIGRATION
 PREPARE_S = 60.0
@@ -105,11 +108,7 @@ def _home(
 ) -> placement.Home:
     pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
     wanted = spec.model_copy(update={"node": target.id if target is not None else None})
-    request = placement.request_for(tx, wanted, 0, exclude=vm.id, pools=pools)
-    reach = request.reachable_from
-    if reach is None:
-        reach = frozenset(node.id for node in placement.read_nodes(tx))
-    request = replace(request, reachable_from=reach - away)
+    request = placement.request_for(tx, wanted, 0, exclude=vm.id, pools=pools, away=away)
     home = placement.find_home(tx, vm.account, request, loads)
     if home is None:
         reasons = placement.plan(tx, vm.account, request, loads).explain()
@@ -135,10 +134,7 @@ def heard(tx: Tx, vm: Resource, node: str, item: Observed) -> bool:
     status = vm.status_as(VmStatus)
     if node in status.leaving and node != vm.node:
         if item.state == "absent" and item.settled:
-            left = tuple(other for other in status.leaving if other != node)
-            vm = _write(tx, vm, leaving=left)
-            if vm.gone or vm.state == State.DELETING:
-                finishing.finish_vm_deletion(tx, vm)
+            _left_behind(tx, vm, node)
         return True
     move = status.migration
     if move is None or vm.gone or vm.state == State.DELETING:
@@ -157,13 +153,47 @@ def heard(tx: Tx, vm: Resource, node: str, item: Observed) -> bool:
     return True
 
 
-def source_lost(tx: Tx, vm: Resource) -> bool:
-    """The source is certainly dead. True once the migration is over, and the VM has its node, whichever that is."""
+def concerning(tx: Tx, node: str) -> list[Resource]:
+    """VMs that are on their way to or from the node, or have left something there. A search by text: seldom asked."""
+    query = select(resource.c.id).where(resource.c.kind == Kind.VM, resource.c.status.contains(node))
+    rows = find_many(tx, [row.id for row in tx.conn.execute(query)], gone=True).values()
+    return [row for row in rows if node in nodes_of(row)]
+
+
+def nodes_of(vm: Resource) -> set[str]:
+    """Where something of it is or may be, besides its own node."""
+    status = vm.status_as(VmStatus)
+    move = status.migration
+    return {*status.leaving, *((move.source, move.target) if move is not None else ())}
+
+
+def node_lost(tx: Tx, vm: Resource, node: str, others: Collection[str] = ()) -> bool:
+    """The node is certainly dead, as are `others`: nothing is left there, and what comes from or goes there ends.
+
+    True once the VM has its node, whichever that is.
+    """
     move = of(vm)
-    if move is not None:
-        _act(tx, vm, move, without_source(move))
+    if move is not None and node == move.source:
+        both = move.target in others
+        _act(tx, vm, move, Stays("both of its nodes were lost") if both else without_source(move))
+    elif move is not None and node == move.target:
+        _act(tx, vm, move, without_target(move))
     current = find(tx, vm.id, gone=True)
-    return current is None or of(current) is None
+    if current is None:
+        return True
+    status = current.status_as(VmStatus)
+    if node in status.leaving:
+        current = _left_behind(tx, current, node)
+    return of(current) is None
+
+
+def _left_behind(tx: Tx, vm: Resource, node: str) -> Resource:
+    """Nothing of it is on a node that it has left."""
+    left = tuple(other for other in vm.status_as(VmStatus).leaving if other != node)
+    vm = _write(tx, vm, leaving=left)
+    if vm.gone or vm.state == State.DELETING:
+        finishing.finish_vm_deletion(tx, vm)
+    return vm
 
 
 def describe(seen: MoveSeen) -> str:
@@ -214,7 +244,8 @@ def _move(tx: Tx, vm: Resource, move: Migration) -> None:
     """All that is the VM's is the target's now; the source is told to remove what is left."""
     spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
     target = find(tx, move.target)
-    if target is None:
+    if target is None:  # taken out of the cloud as lost, and the VM with it
+        finishing.lost_with_node(tx, _write(tx, vm, migration=None))
         return
     nodes.promise(tx, move.source, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
     leaving = (*(node for node in status.leaving if node != move.target), move.source)
@@ -238,7 +269,8 @@ def _stay(tx: Tx, vm: Resource, move: Migration, verdict: Stays) -> Resource:
     """It runs where it ran; the target is told to remove what has come."""
     spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
     nodes.promise(tx, move.target, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
-    leaving = tuple(dict.fromkeys((*status.leaving, move.target)))
+    left = move.target if find(tx, move.target) is not None else None
+    leaving = tuple(dict.fromkeys((*status.leaving, *([left] if left else []))))
     vm = _write(tx, vm, migration=None, leaving=leaving)
     reason = f"not migrated to node {move.target_name}: {verdict.reason}; it stays where it was"
     operations.record(tx, vm, "info" if verdict.cancelled else "warning", reason)

@@ -125,8 +125,9 @@ def request_for(
     exclude: str | None = None,
     architecture: str | None = None,
     pools: Iterable[str] = (),
+    away: Iterable[str] = (),
 ) -> Request:
-    """What the scheduler is asked, with where the group's VMs are now."""
+    """What the scheduler is asked, with where the group's VMs are now. `away` are nodes that it must not come to."""
     group_vms: dict[str, int] = {}
     group = PlacementGroupSpec()
     if spec.placement_group:
@@ -146,6 +147,7 @@ def request_for(
         group_hard=spec.placement_group is not None and group.policy == "hard",
         group_over=group.over,
         reachable_from=reachable_from(tx, pools),
+        away=frozenset(away),
         gpus=spec.gpus,
         gpu_model=spec.gpu_model,
     )
@@ -206,7 +208,8 @@ class Placer:
             return self._refuse(vm, self._apart(local, spec.node))
         pinned = spec.model_copy(update={"node": min(where)}) if where else spec
         disk_mib = sum(specs[disk.id].size_mib for disk in local if disk.node is None)
-        request = request_for(tx, pinned, disk_mib, exclude=vm.id, pools=pools)
+        leaving = vm.status_as(VmStatus).leaving
+        request = request_for(tx, pinned, disk_mib, exclude=vm.id, pools=pools, away=leaving)
         home = find_home(tx, vm.account, request, self._loads)
         if home is None:
             reasons = plan(tx, vm.account, request, self._loads).explain()

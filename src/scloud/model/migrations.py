@@ -25,14 +25,14 @@ class MoveProgress(Value):
 class MoveSeen(Value):
     """One node's account of migration `number`.
 
-    At the target: `ready` (it can come to `address`), `arriving` (memory comes in, the guest does not run), `arrived`
-    (it runs). At the source: `copying`, `left` (the engine says that it runs at the target), `stays` (it did not leave,
-    and why), `held` (it is paused here, and nobody knows whether it runs at the target), `gone` (it is not here, and
-    nobody knows why).
+    At the target: `ready` (it can come to `address`), `arriving` (memory comes in, the guest does not run), `complete`
+    (all of it is there, and it waits to be let run), `arrived` (it runs, or has run). At the source: `copying`, `left`
+    (the engine says that it is at the target), `stays` (it did not leave, and why), `held` (it is paused here, and
+    nobody knows whether it is at the target), `gone` (it is not here, and nobody knows why).
     """
 
     number: int
-    state: Literal["ready", "arriving", "arrived", "copying", "left", "stays", "held", "gone"]
+    state: Literal["ready", "arriving", "complete", "arrived", "copying", "left", "stays", "held", "gone"]
     address: str = ""
     reason: str = ""
     progress: MoveProgress | None = None

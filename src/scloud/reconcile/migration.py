@@ -2,7 +2,8 @@
 
 The source has it until the switch is certain. Its own account is enough where it knows how it ended; where it cannot
 (its agent or its libvirtd ended in the middle), the target is asked to look once more, and that answer decides: a guest
-that has run at the target is never let run again from the memory that stayed at the source.
+that has run at the target is never let run again from the memory that stayed at the source. The target does not run by
+itself: it is let run by the source, once it is gone there, or by this verdict.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from scloud.model.migrations import Migration
 
 CANCELLED = "cancelled"
+HERE = ("complete", "arrived")
+"""What a target says that has all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def judge(at: Migration, network_ready: bool = False) -> Verdict:
                 return Ask()
             if target is None or target.asked < at.asked:
                 return Wait()
-            if target.state == "arrived":
+            if target.state in HERE:
                 return Moved()
             return Stays(source.reason or "it broke off")
         case _:
@@ -84,4 +87,15 @@ def without_source(at: Migration) -> Verdict:
     target = at.target_seen
     if target is None or target.number != at.number or target.asked < at.asked:
         return Wait()
-    return Moved() if target.state == "arrived" else Stays("its node was lost before the guest had moved")
+    return Moved() if target.state in HERE else Stays("its node was lost before the guest had moved")
+
+
+def without_target(at: Migration) -> Verdict:
+    """The target is certainly dead. What the source does not know to be its own may have run there, and have written to
+    its disks: it is the target's, and recovered as such."""
+    source = at.source_seen if at.source_seen is not None and at.source_seen.number == at.number else None
+    if at.phase == "preparing":
+        return Stays(f"node {at.target_name} was lost")
+    if source is None or source.state == "copying":
+        return Wait()
+    return Moved() if source.state in ("left", "held", "gone") else Stays(f"node {at.target_name} was lost")

@@ -67,6 +67,10 @@ def anti_affinity(node: NodeSnapshot, request: Request) -> str | None:
     return None
 
 
+def not_left(node: NodeSnapshot, request: Request) -> str | None:
+    return "is where it runs, or has left something that is being removed" if node.id in request.away else None
+
+
 def reaches_pools(node: NodeSnapshot, request: Request) -> str | None:
     if request.reachable_from is not None and node.id not in request.reachable_from:
         return "is not a node of the storage cluster that has its disks"
@@ -82,5 +86,5 @@ def gpus(node: NodeSnapshot, request: Request) -> str | None:
 
 
 FILTERS: tuple[Filter, ...] = (
-    *(pinned, alive, not_cordoned, architecture, reaches_pools, cpus, memory, disk, gpus, anti_affinity),
+    *(pinned, alive, not_cordoned, not_left, architecture, reaches_pools, cpus, memory, disk, gpus, anti_affinity),
 )

@@ -163,6 +163,8 @@ class Fleet:
             scores = scores + SCATTER_WEIGHT * account_vms
         if request.reachable_from is not None:
             scores = np.where(self._reach(request.reachable_from), scores, np.inf)
+        if request.away:
+            scores = np.where(self._reach(request.away), np.inf, scores)
         best = int(scores.argmin())
         return self._nodes[best].id if scores[best] != np.inf else None
 

@@ -40,7 +40,8 @@ class Request:
     """One VM to place. `account_vms` and `group_vms` count, by node, the VMs to keep away from.
 
     `group_over` says what the members of its group are spread over; `group_racks` counts them by rack and is worked out
-    by `counted`. `reachable_from` are the nodes that reach the pools of its disks; None is all.
+    by `counted`. `reachable_from` are the nodes that reach the pools of its disks; None is all. `away` are nodes that
+    it must not come to.
     """
 
     cpus: int
@@ -54,6 +55,7 @@ class Request:
     group_over: Literal["node", "rack"] = "node"
     group_racks: Mapping[str, int] = field(default_factory=dict)
     reachable_from: frozenset[str] | None = None
+    away: frozenset[str] = frozenset()
     gpus: int = 0
     gpu_model: str | None = None
 

@@ -66,8 +66,11 @@ async def test_what_is_said_into_the_sockets_arrives_whole_and_is_answered(
     monkeypatch.setattr(passages, "LIBVIRT", tmp_path / "libvirt")
     address = await target.expect("vm-1", "source", SPEC)
     servers = [await asyncio.start_unix_server(engine, str(tmp_path / "target" / "vm-1.memory"))]
-    async with source.route("vm-1", "target", address) as (spec, route):
-        assert spec == SPEC
+    released: asyncio.Queue[str] = asyncio.Queue()
+    target.released = released.put
+    async with source.route("vm-1", "target", address) as way:
+        route = way.route
+        assert way.spec == SPEC
         reader, writer = await asyncio.open_unix_connection(str(route.memory))
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"HELLO"
@@ -76,6 +79,9 @@ async def test_what_is_said_into_the_sockets_arrives_whole_and_is_answered(
         await writer.drain()
         writer.close()
         assert await asyncio.wait_for(received, 10) == data
+        assert released.empty()
+        await way.release()
+        assert await asyncio.wait_for(released.get(), 10) == "vm-1"
     assert not route.memory.exists() and not route.control.exists()
     for server in servers:
         server.close()

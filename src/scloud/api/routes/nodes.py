@@ -34,7 +34,7 @@ from scloud.api.schemas import (
     RefPath,
 )
 from scloud.api.storage_schemas import NodePatch
-from scloud.controllers import finishing, serving
+from scloud.controllers import finishing, migration, serving
 from scloud.controllers.ha.fencing import BMC_PASSWORD
 from scloud.controllers.rebalancing import rebalancing
 from scloud.controllers.storage.members import forget_node
@@ -186,6 +186,8 @@ async def remove_node(
                 ErrorKind.CONFLICT, f"node '{row.name}' is alive; stop its agent before you declare it lost"
             )
         op = begin(tx, "node.delete", row)
+        for vm in migration.concerning(tx, row.id):
+            migration.node_lost(tx, vm, row.id, others=migration.nodes_of(vm))
         for item in held:
             finishing.lost_with_node(tx, item)
         forget_node(tx, row.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import finishing, placement, serving
+from scloud.controllers import finishing, migration, placement, serving
 from scloud.controllers.settings import seconds_for
 from scloud.model.ha import Incident, IncidentState, Moment, VmRecovery
 from scloud.model.kinds import Kind, State
@@ -25,27 +25,37 @@ def fences(incident: Incident) -> Fences:
 
 def lost_vms(tx: Tx, node: str) -> dict[str, tuple[Resource, LostVm]]:
     """What the database says is on the node."""
-    found = {}
-    for row in on_node(tx, Kind.VM, node):
-        spec = row.spec_as(VmSpec)
-        disks, _nics = placement.attached(tx, row)
-        specs = [(disk, disk.spec_as(DiskSpec)) for disk in disks]
-        pools = find_many(tx, {one.pool for _, one in specs if one.pool is not None})
-        found[row.id] = (
-            row,
-            LostVm(
-                id=row.id,
-                name=row.name,
-                on=spec.power == "on",
-                ha=spec.ha,
-                priority=spec.ha_priority,
-                leaving=row.gone or row.state == State.DELETING,
-                local=tuple(sorted(disk.name for disk, one in specs if one.pool is None)),
-                pinned=spec.node is not None,
-                clusters=frozenset(pool.spec_as(PoolSpec).cluster for pool in pools.values()),
-            ),
-        )
-    return found
+    return {row.id: (row, _lost(tx, row)) for row in on_node(tx, Kind.VM, node)}
+
+
+def _lost(tx: Tx, row: Resource) -> LostVm:
+    spec = row.spec_as(VmSpec)
+    disks, _nics = placement.attached(tx, row)
+    specs = [(disk, disk.spec_as(DiskSpec)) for disk in disks]
+    pools = find_many(tx, {one.pool for _, one in specs if one.pool is not None})
+    return LostVm(
+        id=row.id,
+        name=row.name,
+        on=spec.power == "on",
+        ha=spec.ha,
+        priority=spec.ha_priority,
+        leaving=row.gone or row.state == State.DELETING,
+        local=tuple(sorted(disk.name for disk, one in specs if one.pool is None)),
+        pinned=spec.node is not None,
+        clusters=frozenset(pool.spec_as(PoolSpec).cluster for pool in pools.values()),
+    )
+
+
+def end_moves(tx: Tx, incident: Incident) -> set[str]:
+    """Migrations from and to the lost node end, and what VMs have left there counts as gone. Returns the VMs of which
+    the other node has still to say whether they have come to it."""
+    certain = fences(incident)
+    dead = {other.node for other in incidents.open_ones(tx) if other.fenced}
+    return {
+        row.id
+        for row in migration.concerning(tx, incident.node)
+        if certain.certain(_lost(tx, row).clusters) and not migration.node_lost(tx, row, incident.node, dead)
+    }
 
 
 def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
@@ -53,6 +63,7 @@ def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
     incident = incidents.find(tx, id)
     if incident is None or not incident.open:
         return incident
+    moving = end_moves(tx, incident)
     lost = lost_vms(tx, incident.node)
     known = {item.vm: item for item in incident.vms}
     moments: list[Moment] = []
@@ -63,6 +74,10 @@ def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
         row = lost[item.id][0]
         if not certain.certain(item.clusters):
             known[item.id] = VmRecovery(vm=item.id, name=item.name, state="pending", reason="its node is not cut off")
+            continue
+        if item.id in moving:
+            words = "it was being migrated: the other node is asked whether it has come"
+            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="pending", reason=words)
             continue
         home, words = _move(tx, row, incident.node_name, loads)
         if home is None:
@@ -114,7 +129,8 @@ def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str 
     disks, nics = placement.attached(tx, vm)
     spec = vm.spec_as(VmSpec)
     pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
-    request = placement.request_for(tx, spec, 0, exclude=vm.id, pools=pools)
+    leaving = vm.status_as(VmStatus).leaving
+    request = placement.request_for(tx, spec, 0, exclude=vm.id, pools=pools, away=leaving)
     home = placement.find_home(tx, vm.account, request, loads)
     if home is None:
         words = f"waits for room: {placement.plan(tx, vm.account, request, loads).explain()}"

@@ -45,6 +45,7 @@ class FakeDomain:
     running: bool = False
     paused: bool = False
     moving: bool = False
+    complete: bool = False
     off_reason: OffReason = "unknown"
     cpus: int = 0
     memory_mib: int = 0
@@ -331,7 +332,8 @@ class FakeHypervisor:
                 del target.domains[vm]
             raise CloudError(ErrorKind.ENGINE, f"move {vm}: operation failed: domain is no longer running")
         target.last_pid += 1
-        arriving.pid, arriving.paused, arriving.moving = target.last_pid, False, False
+        arriving.pid, arriving.moving = target.last_pid, False
+        arriving.complete = arriving.paused = options.stuck != "post-copy"
         del source.domains[vm]
         source.publish(DomainEvent(kind="stopped", vm=vm))
         target.publish(DomainEvent(kind="started", vm=vm))
@@ -352,7 +354,8 @@ class FakeHypervisor:
 
     async def resume(self, vm: str) -> None:
         await self._call("resume", vm)
-        self._existing(vm).paused = self._existing(vm).moving = False
+        domain = self._existing(vm)
+        domain.paused = domain.moving = domain.complete = False
 
     async def figures(self) -> list[DomainFigures]:
         await self._call("figures", "")
@@ -450,6 +453,7 @@ def _facts(domain: FakeDomain) -> DomainFacts:
         running=domain.running,
         paused=domain.paused,
         moving=domain.moving,
+        complete=domain.complete,
         off_reason="unknown" if domain.running else domain.off_reason,
         cpus=domain.cpus,
         memory_mib=domain.memory_mib,

@@ -413,6 +413,7 @@ class LibvirtHypervisor:
             vm=view.vm,
             running=not off,
             paused=state in _PAUSED,
+            complete=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_USER,
             moving=state == libvirt.VIR_DOMAIN_PAUSED and reason in PAUSED_BY_MOVE,
             off_reason=_OFF_BY_STATE.get(reason, "unknown") if off else "unknown",
             cpus=view.cpus,

@@ -21,7 +21,7 @@ _MIB = 1024 * 1024
 
 
 def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
-    """Returns when it runs at the target and is gone here."""
+    """Returns when it is at the target and gone here."""
     xml = moved_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), spec)
     flags = (
         libvirt.VIR_MIGRATE_LIVE
@@ -29,6 +29,10 @@ def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOption
         | libvirt.VIR_MIGRATE_PERSIST_DEST
         | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     )
+    # libvirt lets the source run again when the target's last answer is lost. So the target does not run by itself:
+    # who has seen that the source is gone lets it. Post-copy runs there first, by its nature; libvirt refuses both.
+    if options.stuck != "post-copy":
+        flags |= libvirt.VIR_MIGRATE_PAUSED
     if options.stuck == "auto-converge":
         flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
     elif options.stuck == "post-copy":
@@ -40,6 +44,7 @@ def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOption
     }
     if options.bandwidth_mib_s:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
+    domain.migrateSetMaxDowntime(options.downtime_ms)
     domain.migrateToURI3(f"qemu+unix:///system?socket={route.control}", parameters, flags)
 
 

@@ -62,7 +62,9 @@ class DomainFacts(Value):
     running: bool
     paused: bool = False
     moving: bool = False
-    """Paused by a migration: at the target the guest has not begun to run, at the source it does not run any more."""
+    """Paused by a migration under way: at the target not all has come, at the source it does not run any more."""
+    complete: bool = False
+    """It has come by a migration, all of it, and waits to be let run."""
     off_reason: Literal["guest", "requested", "crashed", "unknown"] = "unknown"
     cpus: int
     memory_mib: int
@@ -191,8 +193,10 @@ class Hypervisor(Protocol):
     async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
         """Bring a running domain to another node, live. `spec` says where its disks, console and taps are there.
 
-        Returns when it runs there and is no more here. `CloudError` if it broke off: what is here then says whether the
-        guest runs on (it does in nearly every case), or is held because nobody knows whether it runs there.
+        Returns when all of it is there, `complete`, and it is no more here: it runs once it is let (`resume`), so that
+        it never runs twice; with `stuck="post-copy"` alone it runs there by itself. `CloudError` if it broke off: what
+        is here then says whether the guest runs on (it does in nearly every case), or is held because nobody knows
+        whether it is there.
         """
         ...
 

@@ -1,0 +1,155 @@
+"""Live migration between the simulation's nodes: the way between two agents, and what libvirtd makes of it.
+
+A migration is libvirtd's: it goes on, or breaks off, whether or not an agent is there to hear of it. It breaks off with
+either agent, whose sockets its bytes go through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scloud.agent.passages import Way, nobody
+from scloud.drivers.hypervisor.fake import FakeDomain
+from scloud.drivers.hypervisor.protocol import DomainEvent, DomainSpec, MoveOptions, MoveRoute
+from scloud.model.errors import CloudError, ErrorKind
+
+if TYPE_CHECKING:
+    from .processes import AgentProcess
+    from .world import World
+
+LOST_ANSWER = 0.2
+"""How often the target's last answer gets lost."""
+
+
+class Road:
+    """One agent's passages."""
+
+    def __init__(self, world: World, node: AgentProcess) -> None:
+        self._world = world
+        self._node = node
+        self._life = node.life
+        self.expected: dict[str, tuple[str, DomainSpec]] = {}
+        self.released: Callable[[str], Awaitable[None]] = nobody
+        node.road = self
+
+    async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
+        await asyncio.sleep(self._world.short())
+        self.expected[vm] = (source, spec)
+        return self._node.id
+
+    async def forget(self, vm: str) -> None:
+        self.expected.pop(vm, None)
+
+    @asynccontextmanager
+    async def route(self, vm: str, target: str, address: str) -> AsyncIterator[Way]:
+        there = self._world.node(target)
+        await asyncio.sleep(self._world.short())
+        road = there.road if there.life is not None and not there.life.dead else None
+        source, spec = road.expected.get(vm, ("", None)) if road is not None else ("", None)
+        if road is None or spec is None or source != self._node.id or not self._reaches(there):
+            raise CloudError(ErrorKind.CONFLICT, f"node {target}: {vm} is not expected here")
+
+        async def release() -> None:
+            await asyncio.sleep(self._world.short())
+            if self._world.rng.random() < LOST_ANSWER or not self._reaches(there):
+                raise ConnectionError("the way to the target is gone")
+            if (life := there.life) is not None and there.road is road:
+                life.spawn(road.released(vm))
+
+        yield Way(spec, MoveRoute(control=Path(self._node.id), memory=Path(target)), release)
+
+    def _reaches(self, other: AgentProcess) -> bool:
+        cut = self._world.pool_disk.cut_off
+        return not other.off and self._node.id not in cut and other.id not in cut
+
+    async def close(self) -> None:
+        self.expected.clear()
+
+
+class Migration:
+    """One of libvirtd's. `run` belongs to no agent; its future tells whoever asked."""
+
+    def __init__(self, world: World, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+        self._world = world
+        self._vm = vm
+        self._spec = spec
+        self._options = options
+        self._source, self._target = world.node(str(route.control)), world.node(str(route.memory))
+        self._lives = (self._source.life, self._target.life)
+        self.done: asyncio.Future[None] = world.loop.create_future()
+
+    def _whole(self, here: FakeDomain, there: FakeDomain) -> bool:
+        """Whether nothing has happened to the two domains, to the two agents or between them."""
+        lives = (self._source.life, self._target.life)
+        wired = not {self._source.id, self._target.id} & self._world.pool_disk.cut_off
+        return (
+            wired
+            and all(
+                now is then and now is not None and not now.dead for now, then in zip(lives, self._lives, strict=True)
+            )
+            and self._source.hardware.host.domains.get(self._vm) is here
+            and self._target.hardware.host.domains.get(self._vm) is there
+            and here.running
+            and there.running
+        )
+
+    async def run(self) -> None:
+        source, target = self._source.hardware.host, self._target.hardware.host
+        here = source.domains.get(self._vm)
+        if here is None or not here.running or self._vm in target.domains or self._target.off:
+            return self._fail("it cannot begin")
+        there = replace(here, spec=self._spec, paused=True, moving=True, pid=None)
+        there.disks = {disk.disk: disk for disk in self._spec.disks}
+        there.nics = {nic.nic: nic for nic in self._spec.nics}
+        target.domains[self._vm] = there
+        source.moves[self._vm] = cancelled = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._world.rng.uniform(0.1, 4.0)):
+                await cancelled.wait()
+        except TimeoutError:
+            pass
+        if cancelled.is_set() or not self._whole(here, there):
+            source.moves.pop(self._vm, None)
+            self._drop(there)
+            return self._fail("canceled by client" if cancelled.is_set() else "the connection broke off")
+        here.paused = here.moving = True
+        await asyncio.sleep(self._world.rng.uniform(0.0, 0.3))
+        source.moves.pop(self._vm, None)
+        if not self._whole(here, there):
+            self._drop(there)
+            self._let(here)
+            return self._fail("the connection broke off")
+        target.last_pid += 1
+        there.pid, there.moving, there.complete = target.last_pid, False, True
+        await asyncio.sleep(self._world.rng.uniform(0.0, 0.1))
+        if self._world.rng.random() < LOST_ANSWER or not self._whole(here, there):
+            # Its answer is lost: libvirtd lets the source run again, unless it was itself away, and then it is held.
+            if self._world.rng.random() < 0.7:
+                self._let(here)
+            return self._fail("the target's answer was lost")
+        del source.domains[self._vm]
+        source.publish(DomainEvent(kind="stopped", vm=self._vm))
+        if not self.done.done():
+            self.done.set_result(None)
+        return None
+
+    def _let(self, here: FakeDomain) -> None:
+        if self._source.hardware.host.domains.get(self._vm) is here and here.running:
+            here.paused = here.moving = False
+            self._world.started(self._source, self._vm)
+
+    def _drop(self, there: FakeDomain) -> None:
+        host = self._target.hardware.host
+        if host.domains.get(self._vm) is there and there.moving:
+            del host.domains[self._vm]
+
+    def _fail(self, words: str) -> None:
+        self._world.note(f"{self._vm} does not move from {self._source.name} to {self._target.name}: {words}")
+        if not self.done.done():
+            self.done.set_exception(CloudError(ErrorKind.ENGINE, f"move {self._vm}: {words}"))
+            self.done.exception()
