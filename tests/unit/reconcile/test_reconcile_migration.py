@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scloud.model.migrations import Migration, MoveSeen
-from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Wait, judge, without_source
+from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Wait, judge, without_source, without_target
 
 MOVE = Migration(number=3, source="a", target="b", phase="copying", address="192.0.2.1:9")
 
@@ -59,3 +59,38 @@ def test_when_the_source_is_dead_the_target_decides() -> None:
     assert without_source(at(asked=1, target_seen=target("arrived"))) == Wait()
     assert without_source(at(asked=1, target_seen=target("arrived", asked=1))) == Moved()
     assert isinstance(without_source(at(asked=1, target_seen=target("arriving", asked=1))), Stays)
+
+
+def test_when_the_target_is_dead_the_source_keeps_only_what_it_knows_to_be_its_own() -> None:
+    assert isinstance(without_target(at(phase="preparing")), Stays)
+    assert without_target(MOVE) == Wait(), "the source has not said anything"
+    assert without_target(at(source_seen=source("copying"))) == Wait(), "it will break off"
+    assert isinstance(without_target(at(source_seen=source("stays"))), Stays)
+    for ended in ("left", "held", "gone"):
+        assert without_target(at(source_seen=source(ended))) == Moved(), "it may have run there: it is recovered"
+
+
+SEEN = (None, "ready", "arriving", "complete", "arrived")
+
+
+@pytest.mark.parametrize("here", [None, "copying", "left", "stays", "held", "gone"])
+@pytest.mark.parametrize("there", SEEN)
+@pytest.mark.parametrize("asked", [0, 1])
+def test_whoever_runs_it_keeps_it(here: str | None, there: str | None, asked: int) -> None:
+    """Every combination: a source that runs keeps it, one that does not is given it only where the target never ran."""
+    seen = at(
+        asked=asked,
+        source_seen=source(here) if here else None,
+        target_seen=target(there, asked=asked) if there else None,
+    )
+    verdict = judge(seen)
+    if here in (None, "copying"):
+        assert verdict == Wait()
+    elif here == "stays":
+        assert isinstance(verdict, Stays)
+    elif here == "left":
+        assert verdict == Moved()
+    elif isinstance(verdict, Stays):
+        assert asked and there in ("ready", "arriving")
+    else:
+        assert verdict == (Moved() if asked and there in ("complete", "arrived") else Ask() if not asked else Wait())

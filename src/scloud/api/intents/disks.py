@@ -8,7 +8,7 @@ from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents.common import refuse_while_leaving, resolve, resolve_image
 from scloud.api.intents.networks import refuse_attached, rename_plain
-from scloud.controllers import finishing, moving, placement, serving, snapshot_schedule, snapshots, trash
+from scloud.controllers import finishing, migration, moving, placement, serving, snapshot_schedule, snapshots, trash
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
 from scloud.model.ids import is_id
 from scloud.model.kinds import Kind, State
@@ -206,6 +206,7 @@ def detach(tx: Tx, account: str, ref: str) -> dict[str, Any]:
     vm = find(tx, spec.vm) if spec.vm else None
     if vm is None:
         return accepted(begin_and_end(tx, "disk.detach", disk, "it is attached to no VM"), disk)
+    migration.refuse_while_moving(vm)
     unrefer(tx, disk.id, vm.id, "vm")
     disk = save(tx, disk, spec=spec.model_copy(update={"vm": None}), parent=None)
     return _on_vm(tx, "disk.detach", disk, vm)

@@ -9,7 +9,7 @@ from typing import Any
 from scloud.api.context import accepted, begin, begin_and_end
 from scloud.api.intents.addresses import take_ip, take_mac, take_vni
 from scloud.api.intents.common import refuse_while_leaving, resolve
-from scloud.controllers import finishing
+from scloud.controllers import finishing, migration
 from scloud.model.errors import CloudError, ErrorKind, not_found
 from scloud.model.kinds import PREFIX, Kind, State
 from scloud.model.specs import (
@@ -250,9 +250,11 @@ def detach_nic(tx: Tx, account: str, ref: str) -> dict[str, Any]:
     vm_id = nic.spec_as(NicSpec).vm
     if vm_id is None:
         return accepted(begin_and_end(tx, "nic.detach", nic, "it is attached to no VM"), nic)
+    vm = find(tx, vm_id)
+    if vm is not None:
+        migration.refuse_while_moving(vm)
     spec = nic.spec_as(NicSpec).model_copy(update={"delete_with_vm": False})
     nic = finishing.detach_nic(tx, save(tx, nic, spec=spec))
-    vm = find(tx, vm_id)
     if vm is not None:
         _devices_changed(tx, vm)
     if nic.node is None:
