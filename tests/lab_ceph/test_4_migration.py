@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from lab.cloud import Lab, Pinging, until
+import pytest
+
+from lab.cloud import Guest, Lab, Pinging, until
 from lab_ceph.storage import Storage
+from scloud.client.http import Client
+from scloud.model.errors import CloudError, ErrorKind
 
 
 def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
@@ -39,3 +44,38 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
     mover.forget()
     assert mover.run("cat /root/kept").strip() == "kept"
     assert len(lab.guests_running()[mover.id]) == 1
+
+
+@pytest.mark.parametrize("victim", ["source", "target", "manager"])
+def test_whoever_dies_on_the_way_one_copy_runs(lab: Lab, storage: Storage, victim: str) -> None:
+    """The memory takes some seconds at this pace: one is killed in the middle of it, and is started again."""
+    mover = Guest(lab, "mover")
+    boot = mover.boot_id()
+    source = str(lab.vm("mover")["status"]["node"])
+    target = "n2" if source == "n1" else "n1"
+    unit = {"manager": "manager", "source": f"agent-{source}", "target": f"agent-{target}"}[victim]
+    with lab.own_client() as client:
+        ask = {"node": target, "bandwidth_mib_s": 8}
+        operation = client.post("/vms/mover/actions/migrate", ask)["operation"]["id"]
+        until(lambda: "MiB left" in client.get(f"/operations/{operation}")["message"], "memory is copied", 60.0)
+        pid = lab.unit_pid(unit)
+        assert pid is not None
+        lab.kill(pid)
+        lab.wait_manager()
+        ended = until(lambda: _ended(client, operation), "it has ended", 120.0)
+    until(lambda: not lab.vm("mover")["status"]["leaving"], "what it left is gone", 60.0)
+    where = str(lab.vm("mover")["status"]["node"])
+    assert lab.guests_running()[mover.id] == [where]
+    print(f"{unit} killed on the way from {source} to {target}: {ended['state']}, it runs on {where}")
+    mover.forget()
+    assert mover.boot_id() == boot, "it was started anew"
+    assert lab.audit()["clean"]
+
+
+def _ended(client: Client, operation: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = client.get(f"/operations/{operation}")
+    except CloudError as error:
+        assert error.kind is ErrorKind.UNAVAILABLE, error
+        return None
+    return found if found["state"] in ("done", "failed", "cancelled") else None
