@@ -129,8 +129,8 @@ class Reconciler:
         marked: list[DesiredVm | DesiredPort] = []
         for item in self._journal.desired.values():
             if isinstance(item, DesiredVm) and item.id in wanted:
-                marked.append(item.model_copy(update={"power": "absent"}))
-            elif isinstance(item, DesiredPort) and item.vm in wanted and item.node_id == self._node:
+                marked.append(item.model_copy(update={"power": "absent", "move_in": None, "move_out": None}))
+            elif isinstance(item, DesiredPort) and item.vm in wanted and item.on(self._node):
                 marked.append(item.model_copy(update={"absent": True}))
         gone = [asyncio.ensure_future(self._board.until(key_of(item), _is_absent)) for item in marked]
         try:

@@ -19,7 +19,7 @@ from scloud.api.schemas import (
     RefFilter,
     RefPath,
 )
-from scloud.controllers import finishing
+from scloud.controllers import finishing, snapshots
 from scloud.model.errors import CloudError, ErrorKind, not_found
 from scloud.model.fields import ID_CHARACTERS
 from scloud.model.kinds import Kind, State
@@ -95,6 +95,8 @@ async def cancel_operation(ref: RefPath, context: ContextDep, caller: CallerDep)
             raise CloudError(
                 ErrorKind.CONFLICT, f"{op.action} cannot be called back; it ends by itself within its deadline"
             )
+        for disk in (item for item in finishing.owned(tx, row) if item.kind == Kind.DISK):
+            snapshots.refuse_clones(tx, disk)  # as `vm delete` does
         ended = operations.end(tx, op, OperationState.CANCELLED, "cancelled; what was made is being removed")
         # The removal is an operation of its own: it has a deadline, as every state on its way to another one.
         begin(tx, f"{row.kind}.delete", row)
