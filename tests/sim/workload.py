@@ -11,6 +11,7 @@ from typing import Any
 from scloud.api.context import accepted, begin
 from scloud.api.disk_schemas import DiskAsk
 from scloud.api.intents import disks, networks, snapshots, vms
+from scloud.api.intents.calling_back import call_back
 from scloud.api.schemas import VmCreate, VmPatch, VmPatchSpec
 from scloud.controllers import finishing, migration
 from scloud.model.errors import CloudError, not_found
@@ -368,12 +369,7 @@ class Tenant:
         creations = [op for op in operations.all_open(tx) if op.action == "vm.create"]
         if not creations:
             return None
-        op = self._rng.choice(creations)
-        row = next(row for row in all_of(tx, Kind.VM, gone=True) if row.id == op.resource_id)
-        ended = operations.end(tx, op, operations.OperationState.CANCELLED, "cancelled; what was made is being removed")
-        begin(tx, "vm.delete", row)
-        finishing.begin_vm_deletion(tx, row)
-        return accepted(ended, row)
+        return call_back(tx, self._rng.choice(creations))
 
     def _cordon(self, tx: Tx) -> dict[str, Any] | None:
         nodes = all_of(tx, Kind.NODE)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from scloud.api.context import Caller, CallerDep, ContextDep, accepted, begin, send
+from scloud.api.context import Caller, CallerDep, ContextDep, send
+from scloud.api.intents.calling_back import call_back
 from scloud.api.schemas import (
     PROBLEMS,
     Accepted,
@@ -19,14 +20,11 @@ from scloud.api.schemas import (
     RefFilter,
     RefPath,
 )
-from scloud.controllers import finishing, snapshots
-from scloud.model.errors import CloudError, ErrorKind, not_found
+from scloud.model.errors import CloudError, not_found
 from scloud.model.fields import ID_CHARACTERS
-from scloud.model.kinds import Kind, State
 from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.operations import Operation, OperationState
-from scloud.store.resources import find
 
 router = APIRouter(tags=["operations"], responses=PROBLEMS)
 LONGEST_WAIT_S = 60.0
@@ -86,27 +84,7 @@ def _get(tx: Tx, ref: str, caller: Caller) -> Operation:
 async def cancel_operation(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
     """Undo a creation or an import that is under way; nothing else can be called back."""
 
-    def cancel(tx: Tx) -> dict[str, object]:
-        op = _get(tx, ref, caller)
-        row = find(tx, op.resource_id)
-        if not op.open or row is None:
-            raise CloudError(ErrorKind.CONFLICT, f"operation {op.id} has ended already: it is {op.state}")
-        if op.action not in ("vm.create", "image.import"):
-            raise CloudError(
-                ErrorKind.CONFLICT, f"{op.action} cannot be called back; it ends by itself within its deadline"
-            )
-        for disk in (item for item in finishing.owned(tx, row) if item.kind == Kind.DISK):
-            snapshots.refuse_clones(tx, disk)  # as `vm delete` does
-        ended = operations.end(tx, op, OperationState.CANCELLED, "cancelled; what was made is being removed")
-        # The removal is an operation of its own: it has a deadline, as every state on its way to another one.
-        begin(tx, f"{row.kind}.delete", row)
-        if row.kind == Kind.VM:
-            finishing.begin_vm_deletion(tx, row)
-        elif row.state != State.DELETING:
-            finishing.leave_image(tx, row)
-        return accepted(ended, find(tx, row.id) or row)
-
-    return send(await context.store.write(cancel), 202)
+    return send(await context.store.write(lambda tx: call_back(tx, _get(tx, ref, caller))), 202)
 
 
 @router.get("/events", response_model=EventPage, tags=["events"])
