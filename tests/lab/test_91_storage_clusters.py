@@ -6,14 +6,17 @@ Objects are written with a node's own key, and read back after everything that i
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import rados
+import rbd
 
 from lab.cloud import Lab, until
+from scloud.drivers.ceph import osds
 from support.figures import Figures
 
 CLUSTER, POOL, SECOND = "grown", "grown", "beside"
@@ -138,6 +141,74 @@ def test_what_would_cost_redundancy_is_refused_with_what_would_do(stored: Lab) -
     assert "fault domain host" in problem["detail"]
     problem = stored.refused("storage-cluster", "delete", CLUSTER)
     assert problem["users"] == [f"pool {POOL}"]
+
+
+def test_what_is_in_use_is_not_deleted_and_who_uses_it_is_told(stored: Lab, blank: str) -> None:
+    lab = stored
+    lab.ok("disk-type", "create", "used", "--pool", POOL)
+    lab.ok("disk", "create", "origin", "--size", "16M", "--type", "used")
+    lab.ok("snapshot", "create", "s1", "--disk", "origin")
+    lab.ok("disk", "create", "clone", "--type", "used", "--from-snapshot", "s1")
+    lab.ok("disk", "create", "copy", "--type", "used", "--image", blank)
+    lab.ok("vm", "create", "holder", "--image", blank, "--memory", "128M", "--disk", "clone")
+    before = images(lab)
+    assert len(before) == 4, before
+    for words, users in (
+        (("pool", "delete", POOL), {"disk-type used", "disk origin", "disk clone", "disk copy"}),
+        (("snapshot", "delete", "s1"), {"disk clone"}),
+        (("disk", "delete", "origin", "--now"), {"disk clone"}),
+        (("image", "delete", blank), {"disk copy", "disk holder-system", "vm holder"}),
+        (("disk", "delete", "clone", "--now"), {"vm holder"}),
+    ):
+        problem = lab.refused(*words)
+        assert problem["code"] == "in_use" and set(problem["users"]) == users, problem
+        assert all(user.split()[1] in problem["detail"] for user in users), problem
+    assert images(lab) == before
+    lab.ok("vm", "delete", "holder")
+    # What waits in the trash is still in use, and in the way.
+    lab.ok("disk", "delete", "copy")
+    assert "disk copy (in the trash)" in lab.refused("pool", "delete", POOL)["users"]
+    lab.ok("disk", "restore", "copy")
+    lab.ok("disk", "delete", "clone", "--now")
+    lab.ok("snapshot", "delete", "s1")
+    for disk in ("origin", "copy"):
+        lab.ok("disk", "delete", disk, "--now")
+    lab.ok("disk-type", "delete", "used")
+    assert not any(name.startswith("dsk-") for name in images(lab)), before
+
+
+def images(lab: Lab) -> set[str]:
+    """What the cluster itself says is in the pool."""
+    with access(lab, "n3") as handle, handle.open_ioctx(lab.show("pools", POOL)["spec"]["rados_name"]) as io:
+        return set(rbd.RBD().list(io))
+
+
+def test_a_device_that_dies_while_it_is_added_is_told_of_and_leaves_nothing(stored: Lab) -> None:
+    lab = stored
+    file = lab.folder / "dies.img"
+    with file.open("wb") as made:
+        made.truncate(2 << 30)
+    path = subprocess.run(
+        ["losetup", "--find", "--show", str(file)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        adding = lab.begin("storage-cluster", "device", "add", CLUSTER, f"n1:{path}")
+        until(lambda: osds.owner(file) is not None, "the OSD is being made", 60.0, 0.01)
+        with file.open("r+b") as made:
+            made.truncate(0)
+        out, err = adding.communicate(timeout=90)
+        assert adding.returncode != 0 and path in err and "device remove" in err, (out, err)
+        lab.ok("storage-cluster", "device", "remove", CLUSTER, f"n1:{path}", timeout=120.0)
+    finally:
+        subprocess.run(["losetup", "--detach", path], check=False)
+        file.unlink()
+    until(lambda: healthy(lab), "healthy without it", 60.0)
+    assert len(cluster(lab)["spec"]["devices"]) == len(cluster(lab)["status"]["osds"]) == 3
+    assert len([name for name in daemons(lab) if "osd" in name]) == 3
+    folder = lab.node_root("n1") / "ceph" / cluster(lab)["id"]
+    assert len(list(folder.glob("osd.*"))) == 1, list(folder.glob("*"))
+    assert lab.audit()["clean"]
+    read_all(lab)
 
 
 def test_a_dead_osd_is_named_in_words_and_comes_back(stored: Lab) -> None:

@@ -16,6 +16,7 @@ from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind, not_found
 from scloud.model.ids import is_id
 from scloud.model.kinds import PREFIX, Kind, State
+from scloud.model.specs import DiskSpec
 from scloud.model.statuses import Status
 from scloud.store.database import Tx
 from scloud.store.tables import claim, reference, resource
@@ -388,7 +389,7 @@ def refuse_if_used(tx: Tx, row: Resource, *, ignore: Sequence[str] = ()) -> None
     """IN_USE with the list of users."""
     users = [user for user in users_of(tx, row.id) if user.id not in ignore]
     if users:
-        names = [f"{user.kind} {user.name}" for user in users]
+        names = [_called(user) for user in users]
         raise CloudError(
             ErrorKind.IN_USE,
             f"{row.kind} '{row.name}' is in use by {', '.join(names[:5])}"
@@ -396,6 +397,12 @@ def refuse_if_used(tx: Tx, row: Resource, *, ignore: Sequence[str] = ()) -> None
             + "; delete or detach them first",
             users=names,
         )
+
+
+def _called(user: Resource) -> str:
+    """A disk in the trash by the name that it had before."""
+    former = user.spec_as(DiskSpec).former_name if user.kind == Kind.DISK and user.state == State.TRASHED else None
+    return f"{user.kind} {former} (in the trash)" if former else f"{user.kind} {user.name}"
 
 
 # --- claims
