@@ -17,10 +17,10 @@ from scloud.flows.compile import compile_view
 from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredPort
 from scloud.model.kinds import TRANSITIONAL, Kind, State
-from scloud.model.specs import DiskSpec, NicSpec, VmSpec
+from scloud.model.specs import DiskSpec, NicSpec, NodeSpec, VmSpec
 from scloud.model.statuses import VmStatus
 from scloud.reconcile.network import node_view
-from scloud.store import incidents, operations
+from scloud.store import incidents, operations, relocations
 from scloud.store import nodes as usage
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, users_of
@@ -180,7 +180,9 @@ class Checks:
         items = world.base.read_now(lambda tx: [row.key for row in tx.conn.execute(select(work.c.key))])
         kept = world.base.read_now(_kept_for_clones)
         at_rest = {f"trash/{id}" for id in kept}
-        left += [f"work on {key} is queued" for key in items if not key.startswith("schedule/") and key not in at_rest]
+        again = ("schedule/", "drain/", "rebalance/")  # what comes back to its work as long as it is there
+        left += [f"work on {key} is queued" for key in items if not key.startswith(again) and key not in at_rest]
+        left += world.base.read_now(_relocating)
         left += [
             f"node {incident.node_name} is lost: {incident.state}"
             for incident in world.base.read_now(incidents.open_ones)
@@ -219,6 +221,7 @@ class Checks:
     async def final(self) -> None:
         """`pending` is empty: now everything agrees with everything."""
         world = self._world
+        world.base.read_now(self._drained)
         for node in world.nodes:
             self._wishes(node)
             self._flows(node)
@@ -226,6 +229,21 @@ class Checks:
         report = await self._audit()
         if not report["clean"]:
             world.violation("the audit finds: " + "; ".join(f"{item}" for item in report["findings"]))
+
+    def _drained(self, tx: Tx) -> None:
+        """What is left on a node that drains has said why; what has been moved by it is elsewhere."""
+        for node in all_of(tx, Kind.NODE):
+            going = relocations.open_of(tx, "drain", node.id)
+            if going is None:
+                continue
+            told = {move.vm: move for move in going.moves}
+            self._world.statistics["drained"] = self._world.statistics.get("drained", 0) + going.count("moved")
+            for row in all_of(tx, Kind.VM):
+                move = told.get(row.id)
+                if row.node == node.id and (move is None or move.state != "stays" or not move.reason):
+                    self._world.violation(f"{row.id} is still on {node.name}, which drains: {move}")
+                if row.node != node.id and move is not None and move.state not in ("moved", "gone"):
+                    self._world.violation(f"{row.id} is not on {node.name} any more, and its drain says {move}")
 
     def running(self) -> list[tuple[str, str]]:
         """(VM, node) of what runs, as the database has it."""
@@ -292,6 +310,18 @@ def _kept_for_clones(tx: Tx) -> set[str]:
     """Disks that stay in the trash for as long as others depend on their snapshots."""
     trashed = [row for row in all_of(tx, Kind.DISK) if row.state == State.TRASHED]
     return {row.id for row in trashed if any(users_of(tx, snap.id) for snap in snapshots.of_disk(tx, row.id))}
+
+
+def _relocating(tx: Tx) -> list[str]:
+    """Drains and rebalances that have something to do still, and drains of which the rows say two things."""
+    left = []
+    for row in (*all_of(tx, Kind.NODE), *all_of(tx, Kind.CLUSTER)):
+        going = relocations.open_of(tx, "drain" if row.kind == Kind.NODE else "rebalance", row.id)
+        if going is not None and going.state == "moving":
+            left.append(f"{going.kind} of {row.name} goes on: {going.moves}")
+        if row.kind == Kind.NODE and row.spec_as(NodeSpec).draining != (going is not None):
+            left.append(f"node {row.name} is {row.spec}, and its drain is {going}")
+    return left
 
 
 def _vm_pending(row: Resource) -> list[str]:

@@ -32,6 +32,7 @@ from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, create, find, refuse_if_used, save
 
+from . import maintenance
 from .hardware import TRASH_S
 from .world import World
 
@@ -70,6 +71,9 @@ class Tenant:
             (5, self._hand_over),
             (5, self._migrate),
             (1, self._cancel_migration),
+            (2, self._drain),
+            (3, self._undrain),
+            (2, self._rebalance),
             (4, self._create_nic),
             (3, self._attach_nic),
             (3, self._detach_nic),
@@ -269,6 +273,15 @@ class Tenant:
         if moving:
             migration.cancel(tx, self._rng.choice(moving))
         return None
+
+    def _drain(self, tx: Tx) -> dict[str, Any]:
+        return maintenance.drain_one(tx, self._rng)
+
+    def _undrain(self, tx: Tx) -> None:
+        maintenance.undrain_one(tx, self._rng)
+
+    def _rebalance(self, tx: Tx) -> dict[str, Any] | None:
+        return maintenance.rebalance(tx, self._rng)
 
     def _create_snapshot(self, tx: Tx) -> dict[str, Any]:
         return snapshots.create(tx, self._me, self._name("snapshot"), self._need(tx, Kind.DISK).id)

@@ -34,8 +34,8 @@ from scloud.store.schema import migrate
 from support.clock import Clock
 from support.node import ScriptedNode
 
-QUICK = Settings(node_grace_s=0.15, tick_s=0.02, network_settle_s=1.0)
-DUMPED = ("resource", "reference", "claim", "node_usage", "operation", "work", "token", "event")
+QUICK = Settings(node_grace_s=0.15, tick_s=0.02, network_settle_s=1.0, relocation_look_s=0.03)
+DUMPED = ("resource", "reference", "claim", "node_usage", "operation", "work", "token", "event", "relocation")
 
 
 class Authority:

@@ -30,3 +30,12 @@ def close_pool(tx: Tx, pool: str, reason: str) -> None:
     condition = Condition(name="near-full", level="warning", message=reason)
     update = {"accepts_new": False, "conditions": (condition,)}
     save(tx, row, status=row.status_as(PoolStatus).model_copy(update=update))
+
+
+def reach_pool(tx: Tx, pool: str, nodes: Sequence[str]) -> None:
+    """These nodes are the storage cluster's now."""
+    row = find(tx, pool)
+    assert row is not None
+    cluster = find(tx, row.spec_as(PoolSpec).cluster)
+    assert cluster is not None
+    save(tx, cluster, spec=cluster.spec_as(StorageClusterSpec).model_copy(update={"nodes": tuple(nodes)}))

@@ -24,6 +24,7 @@ from scloud.model.fields import (
 )
 from scloud.model.ha import HaProfile, HaSettings, Incident
 from scloud.model.migrations import OnStuck
+from scloud.model.relocations import Every, Window
 from scloud.model.specs import BmcSpec, ImageSpec, PublicKey, UserData
 
 
@@ -345,9 +346,20 @@ class HaPatch(Value):
     lease_s: Annotated[float, Field(strict=True, ge=2.0, le=600.0)] | None = None
 
 
+class RelocationPatch(Value):
+    """What is not given stays. See `RelocationSettings` for what each of them means."""
+
+    per_node: Annotated[int, Field(strict=True, ge=1, le=32)] | None = None
+    at_once: Annotated[int, Field(strict=True, ge=1, le=256)] | None = None
+    rebalance_every_s: Every | None = None
+    rebalance_window: Window | None = None
+    rebalance_moves: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+
+
 class ClusterPatchSpec(Value):
     cpu_overcommit: Annotated[float, Field(strict=True, ge=1.0, le=16.0)] | None = None
     ha: HaPatch | None = None
+    relocation: RelocationPatch | None = None
 
 
 class ClusterPatch(Value):

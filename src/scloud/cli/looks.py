@@ -197,7 +197,20 @@ def _promised(node: Resource) -> str:
 
 
 def _schedulable(resource: Resource) -> str:
+    if at(resource, "spec.draining"):
+        return "draining"
     return "cordoned" if at(resource, "spec.cordoned") else ""
+
+
+def _at_once(cluster: Resource) -> str:
+    return f"{at(cluster, 'spec.relocation.at_once')}, {at(cluster, 'spec.relocation.per_node')} from or to one node"
+
+
+def _rebalance(cluster: Resource) -> str:
+    every, window = at(cluster, "spec.relocation.rebalance_every_s"), at(cluster, "spec.relocation.rebalance_window")
+    if not every:
+        return "when asked for"
+    return f"every {human.age(every)}" + (f", {window} UTC" if window else "")
 
 
 def _gpu(gpu: Resource) -> str:
@@ -414,6 +427,8 @@ CLUSTER = look_of(
     lambda _: (
         Column("Architecture", text("spec.architecture")),
         Column("CPU overcommit", lambda cluster: f"{at(cluster, 'spec.cpu_overcommit'):g} virtual for each CPU"),
+        Column("Moves at once", _at_once),
+        Column("Rebalance", _rebalance),
     ),
 )
 ACCOUNT = look_of(

@@ -11,6 +11,7 @@ from scloud.cli.lazy import Entry, LazyGroup
 from scloud.cli.looks import NODE
 from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, TimeoutOption, WaitOption
 from scloud.cli.output import emit, say
+from scloud.cli.relocations import print_relocation
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import act, add_list, add_show, given
 
@@ -61,8 +62,44 @@ def cordon(
 def uncordon(
     names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
 ) -> None:
-    """Place VMs on a node again."""
+    """Place VMs on a node again; a drain is undone with that."""
     act(NODE, names, "uncordon", {}, How(output, wait, timeout), "takes new VMs")
+
+
+@app.command("drain")
+def drain(
+    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
+) -> None:
+    """Empty a node for maintenance: its VMs move to others, live, and none comes.
+
+    Fails with the reason of each VM that cannot leave; the node goes on being drained, and they leave when they can.
+    """
+    act(NODE, names, "drain", {}, How(output, wait, timeout), "is drained: nothing runs on it")
+
+
+@app.command("undrain")
+def undrain(
+    names: NamesArgument,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Moves under way come to nothing.")] = False,
+    output: OutputOption = Output.TABLE,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Open a node again, at any moment. What has left does not come back: see `scloud cluster rebalance`."""
+    act(NODE, names, "undrain", {"cancel": cancel}, How(output, wait, timeout), "takes new VMs")
+
+
+@app.command("moves")
+def moves(name: NameArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show what has become of each VM of a node since its drain began."""
+    with connect() as client:
+        found = client.get(path("nodes", name, "drain"))
+    if output is not Output.TABLE:
+        emit(found, output)
+    elif found["drain"] is None:
+        say(f"{name} was never drained.")
+    else:
+        print_relocation(found["drain"])
 
 
 @app.command("label")

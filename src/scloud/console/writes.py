@@ -49,6 +49,9 @@ ACTIONS: Mapping[tuple[str, str], Fields] = {
     ("nics", "detach"): {},
     ("nodes", "cordon"): {},
     ("nodes", "uncordon"): {},
+    ("nodes", "drain"): {},
+    ("nodes", "undrain"): {"cancel": Field.FLAG},
+    ("clusters", "rebalance"): {"stop": Field.FLAG},
 }
 CHANGE: Mapping[str, Fields] = {
     "vms": {"name": T},

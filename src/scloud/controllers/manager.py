@@ -20,6 +20,7 @@ from scloud.controllers.intake import Intake
 from scloud.controllers.migration import Migrator
 from scloud.controllers.moving import Mover
 from scloud.controllers.network_wait import NetworkWait
+from scloud.controllers.relocation.controller import Relocator
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.settings import Settings
 from scloud.controllers.storage.controller import StorageController
@@ -27,7 +28,7 @@ from scloud.controllers.waiters import Waiters
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
-from scloud.store import incidents, operations, tokens
+from scloud.store import incidents, operations, relocations, tokens
 from scloud.store.database import Store, Tx
 from scloud.store.operations import WorkItem
 from scloud.store.resources import find
@@ -57,6 +58,7 @@ class Manager:
         self.mover = Mover(store, self.settings.trash_hours * 3600)
         self.network = NetworkWait(store, self.sessions, self.directory, self.settings.network_settle_s)
         self.migrator = Migrator(store, self.directory, self.network)
+        self.relocator = Relocator(store, self.loads, self.settings.relocation_look_s)
         self.storage = StorageController(store, self.sessions)
         self.ha = HaController(store, self.sessions, self.directory, self.caught_up, self.loads, self._give_up)
         self._loads: placement.Loads | None = None
@@ -221,6 +223,10 @@ class Manager:
                 await self.bases.work(id)
             elif kind == "move":
                 done = await self.mover.work(id)
+            elif kind == "drain":
+                await self.relocator.drain(id)
+            elif kind == "rebalance":
+                await self.relocator.rebalance(id)
             elif kind == "migrate":
                 await self.caught_up()
                 done = await self.migrator.work(id)
@@ -311,6 +317,7 @@ class Manager:
             events_before=tx.now - self.settings.event_days * day,
             operations_before=tx.now - self.settings.operation_days * day,
         )
+        relocations.forget_old(tx, tx.now - self.settings.relocation_days * day)
         incidents.forget_old(tx, tx.now - self.settings.incident_days * day)
         tokens.forget_requests(tx, tx.now - self.settings.idempotency_hours * 3600)
 

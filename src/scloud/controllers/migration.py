@@ -249,8 +249,18 @@ def _move(tx: Tx, vm: Resource, move: Migration) -> None:
         return
     nodes.promise(tx, move.source, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
     leaving = (*(node for node in status.leaving if node != move.target), move.source)
+    vm = _hand_over(tx, vm, target, leaving)
+    seen = move.source_seen.progress if move.source_seen is not None else None
+    pause = f"; the guest paused {seen.downtime_ms} ms" if seen is not None and seen.downtime_ms is not None else ""
+    message = f"runs on node {target.name}{pause}"
+    operations.record(tx, vm, "info", f"migrated: {message}")
+    _end(tx, vm, OperationState.DONE, message)
+
+
+def _hand_over(tx: Tx, vm: Resource, target: Resource, leaving: tuple[str, ...]) -> Resource:
+    """The VM with its disks and nics is the target's; the nodes that it leaves are told to remove what is left."""
     update = {"migration": None, "leaving": leaving, "node": target.name, "reason": ""}
-    vm = save(tx, vm, node=target.id, status=status.model_copy(update=update))
+    vm = save(tx, vm, node=target.id, status=vm.status_as(VmStatus).model_copy(update=update))
     disks, nics = placement.attached(tx, vm)
     for disk in disks:
         serving.hand_over(tx, disk, target)
@@ -258,11 +268,25 @@ def _move(tx: Tx, vm: Resource, move: Migration) -> None:
         if nic.spec_as(NicSpec).vm == vm.id:
             state = nic.status_as(NicStatus).model_copy(update={"node": target.name})
             save(tx, nic, node=target.id, status=state)
-    seen = move.source_seen.progress if move.source_seen is not None else None
-    pause = f"; the guest paused {seen.downtime_ms} ms" if seen is not None and seen.downtime_ms is not None else ""
-    message = f"runs on node {target.name}{pause}"
-    operations.record(tx, vm, "info", f"migrated: {message}")
-    _end(tx, vm, OperationState.DONE, message)
+    return vm
+
+
+def carry(tx: Tx, vm: Resource, target: Resource, loads: Loads) -> Resource:
+    """Give a VM that is switched off another node: nothing is copied. `CloudError` says why not."""
+    spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
+    refuse_while_moving(vm)
+    disks, _nics = placement.attached(tx, vm)
+    if vm.node is None or vm.state != State.STOPPED or spec.power != "off" or operations.open_for(tx, vm.id):
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is not switched off, or being changed")
+    held = [disk for disk in disks if disk.node not in (None, vm.node)]
+    if spec.gpus or held or any(disk.spec_as(DiskSpec).pool is None for disk in disks):
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' has disks or GPUs that are on its node")
+    source = vm.node
+    _home(tx, vm, spec, disks, target, {source, *status.leaving}, loads)
+    nodes.promise(tx, source, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    vm = _hand_over(tx, vm, target, (*status.leaving, source))
+    operations.record(tx, vm, "info", f"it is off, and is started on node {target.name} next time")
+    return vm
 
 
 def _stay(tx: Tx, vm: Resource, move: Migration, verdict: Stays) -> Resource:

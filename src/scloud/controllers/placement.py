@@ -42,7 +42,8 @@ def node_of(row: Resource, cluster: ClusterSpec) -> NodeSnapshot:
         id=row.id,
         name=row.name,
         ready=not reason,
-        cordoned=spec.cordoned,
+        cordoned=spec.cordoned or spec.draining,
+        draining=spec.draining,
         architecture=status.architecture,
         cpus=int(status.capacity.cpus * cluster.cpu_overcommit),
         memory_mib=status.capacity.memory_mib,
@@ -135,8 +136,10 @@ def request_for(
         group = row.spec_as(PlacementGroupSpec) if row is not None else group
         members = [id for id in sources_of(tx, spec.placement_group, "group") if id != exclude]
         for member in find_many(tx, members).values():
-            if member.node is not None:
-                group_vms[member.node] = group_vms.get(member.node, 0) + 1
+            move = member.status_as(VmStatus).migration
+            for node in {member.node, move.target if move is not None else None}:
+                if node is not None:  # one on its way may be at either end
+                    group_vms[node] = group_vms.get(node, 0) + 1
     return Request(
         cpus=spec.cpus,
         memory_mib=spec.memory_mib,
@@ -151,6 +154,13 @@ def request_for(
         gpus=spec.gpus,
         gpu_model=spec.gpu_model,
     )
+
+
+def counting_account(tx: Tx, vm: Resource, request: Request) -> Request:
+    """The request with where the other VMs of its account are."""
+    counts = usage.vms_by_account(tx, vm.account or "")
+    others = {node: left for node, number in counts.items() if (left := number - (node == vm.node)) > 0}
+    return replace(request, account_vms=others)
 
 
 def reachable_from(tx: Tx, pools: Iterable[str]) -> frozenset[str] | None:

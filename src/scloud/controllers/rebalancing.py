@@ -44,6 +44,7 @@ def placed(tx: Tx) -> list[Placed]:
             disks.setdefault(disk.vm, []).append(disk)
     images = {row.id: row.spec_as(ImageSpec).architecture for row in all_of(tx, Kind.IMAGE)}
     groups = {row.id: row.spec_as(PlacementGroupSpec) for row in all_of(tx, Kind.PLACEMENT_GROUP)}
+    draining = {row.id for row in all_of(tx, Kind.NODE) if row.spec_as(NodeSpec).draining}
     reaches: dict[frozenset[str], frozenset[str] | None] = {}
     result = []
     for row in all_of(tx, Kind.VM):
@@ -67,15 +68,19 @@ def placed(tx: Tx) -> list[Placed]:
                 group=spec.placement_group,
                 group_hard=spec.placement_group is not None and group.policy == "hard",
                 group_over_racks=group.over == "rack",
-                stays=_stays(row, spec),
+                stays=_stays(row, spec, own, row.node in draining),
                 reachable_from=reaches[pools],
             )
         )
     return result
 
 
-def _stays(row: Resource, spec: VmSpec) -> str:
+def _stays(row: Resource, spec: VmSpec, disks: list[DiskSpec], draining: bool) -> str:
     """Why a VM is not to be moved, if it is not."""
+    if draining:
+        return "leave a node that is being drained"
+    if any(disk.pool is None for disk in disks):
+        return "have disks in their node's own storage"
     if spec.node is not None:
         return "may be on one node only"
     if spec.gpus:

@@ -17,6 +17,10 @@ class Settings(Value):
     idempotency_hours: float = 24.0
     incident_days: float = 90.0
     """How long the story of a lost node is kept after it has returned."""
+    relocation_look_s: float = 1.0
+    """Between looks at a drain or a rebalance while VMs move; ten times as long while nothing can be done."""
+    relocation_days: float = 30.0
+    """How long it is kept what became of each VM of a drain or a rebalance."""
     trash_hours: float = 24.0
     """How long a deleted disk of a shared pool can be had back."""
 
@@ -29,6 +33,9 @@ ACTION_SECONDS: dict[str, float] = {
     "vm.resize": 60.0,
     "vm.rebuild": 300.0,
     "vm.recover": 180.0,
+    # As long as the memory of all its VMs takes.
+    "node.drain": 86400.0,
+    "cluster.rebalance": 86400.0,
     "vm.migrate": 3600.0,
     "image.import": 3600.0,
     "disk.create": 60.0,

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from scloud.model.base import Value
 from scloud.model.fields import Cidr, Cpus, DiskMib, Ipv4, L4Port, Mac, MemoryMib, SubnetCidr, Vni, worded
 from scloud.model.ha import HaSettings
+from scloud.model.relocations import RelocationSettings
 from scloud.model.snapshots import DiskLimits, SnapshotSchedule
 
 Id = Annotated[str, StringConstraints(max_length=32)]
@@ -44,6 +45,7 @@ class ClusterSpec(Value):
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     cpu_overcommit: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
     ha: HaSettings = HaSettings()
+    relocation: RelocationSettings = RelocationSettings()
 
 
 class BmcSpec(Value):
@@ -63,6 +65,8 @@ class BmcSpec(Value):
 class NodeSpec(Value):
     cluster: Id
     cordoned: bool = False
+    draining: bool = False
+    """What runs on it goes to other nodes, and nothing new comes: it is `cordoned` as well."""
     bmc: BmcSpec | None = None
     labels: dict[
         Annotated[

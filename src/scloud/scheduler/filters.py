@@ -22,6 +22,8 @@ def alive(node: NodeSnapshot, request: Request) -> str | None:
 
 
 def not_cordoned(node: NodeSnapshot, request: Request) -> str | None:
+    if node.draining:
+        return "is being drained (`scloud node undrain` ends that)"
     if node.cordoned:
         return "is cordoned (`scloud node uncordon` opens it)"
     return None

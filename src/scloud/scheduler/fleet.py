@@ -151,6 +151,20 @@ class Fleet:
             return None
         if request.node is not None:
             return self._only(request)
+        scores = self._weighed(request, account_vms)
+        best = int(scores.argmin())
+        return self._nodes[best].id if scores[best] != np.inf else None
+
+    def fitting(self, request: Request) -> int:
+        """How many nodes could take it."""
+        if not self._nodes or request.architecture not in self._architectures:
+            return 0
+        if request.node is not None:
+            return int(self._only(request) is not None)
+        return int(np.count_nonzero(self._weighed(request, None) != np.inf))
+
+    def _weighed(self, request: Request, account_vms: Column | None) -> Column:
+        """Every node's score; infinite where it cannot be. Not to be changed."""
         size = Size(
             request.cpus, request.memory_mib, request.disk_mib, request.architecture, request.gpus, request.gpu_model
         )
@@ -165,8 +179,7 @@ class Fleet:
             scores = np.where(self._reach(request.reachable_from), scores, np.inf)
         if request.away:
             scores = np.where(self._reach(request.away), np.inf, scores)
-        best = int(scores.argmin())
-        return self._nodes[best].id if scores[best] != np.inf else None
+        return scores
 
     def _scores(self, size: Size) -> Column:
         """Of every node, for this size; not to be changed."""

@@ -87,6 +87,22 @@ def propose(nodes: Iterable[NodeSnapshot], vms: Iterable[Placed], *, limit: int 
     return Proposal(tuple(moves), tuple(cloud.fleet.snapshots()))
 
 
+def gain(here: NodeSnapshot, there: NodeSnapshot, request: Request) -> float:
+    """What one VM would gain now; `request` is what placement would be asked for it, without itself."""
+    return score(without(here, request.cpus, request.memory_mib), request) - score(there, request)
+
+
+def without(node: NodeSnapshot, cpus: int, memory_mib: int) -> NodeSnapshot:
+    """The node as if a VM of that size that is on it were not."""
+    load = replace(node.load, cpu=max(0.0, node.load.cpu - _part(node, cpus)))
+    return replace(node, cpus_used=node.cpus_used - cpus, memory_used_mib=node.memory_used_mib - memory_mib, load=load)
+
+
+def _part(node: NodeSnapshot, cpus: int) -> float:
+    """A VM's part of its node's CPU load: as much as it has of the CPUs promised there."""
+    return node.load.cpu * cpus / node.cpus_used if node.cpus_used else 0.0
+
+
 class _Cloud:
     """The nodes and VMs as they would be after the moves made so far."""
 
@@ -141,9 +157,7 @@ class _Cloud:
         self._loads[node] = replace(load, cpu=min(1.0, max(0.0, load.cpu + cpu)))
 
     def _load_of(self, vm: Placed) -> float:
-        """The VM's part of its node's CPU load: as much as it has of the CPUs promised there."""
-        node = self.fleet[vm.node]
-        return node.load.cpu * vm.cpus / node.cpus_used if node.cpus_used else 0.0
+        return _part(self.fleet[vm.node], vm.cpus)
 
     def _request(self, vm: Placed) -> Request:
         """As if it were to be placed now, without itself."""
@@ -162,11 +176,7 @@ class _Cloud:
 
     def _score_here(self, vm: Placed) -> float:
         """Its score on its own node, were it not there yet."""
-        node = self.fleet[vm.node]
-        load = replace(node.load, cpu=max(0.0, node.load.cpu - self._load_of(vm)))
-        bare = replace(
-            node, cpus_used=node.cpus_used - vm.cpus, memory_used_mib=node.memory_used_mib - vm.memory_mib, load=load
-        )
+        bare = without(self.fleet[vm.node], vm.cpus, vm.memory_mib)
         members, rack = self._groups.get(vm.group or "", {}), self._racks[vm.node]
         near = self._group_racks.get(vm.group or "", {})
         here = Request(

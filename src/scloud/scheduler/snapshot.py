@@ -11,7 +11,10 @@ from scloud.scheduler.load import IDLE, Load
 
 @dataclass(frozen=True, slots=True)
 class NodeSnapshot:
-    """`cpus` is what may be promised: physical CPUs times the cluster's overcommit. `rack` is empty if nobody said."""
+    """`cpus` is what may be promised: physical CPUs times the cluster's overcommit. `rack` is empty if nobody said.
+
+    One that is `draining` is `cordoned` as well.
+    """
 
     id: str
     name: str
@@ -29,6 +32,7 @@ class NodeSnapshot:
     rack: str = ""
     gpus: Mapping[str, int] = field(default_factory=dict)
     """How many of each model nobody has."""
+    draining: bool = False
 
     def free_gpus(self, model: str | None = None) -> int:
         """Of a model, or, if None, of the model of which there are most: a VM's GPUs are all of one."""

@@ -178,6 +178,12 @@ def ids_with_open(tx: Tx, resource_ids: Iterable[str]) -> set[str]:
     return found
 
 
+def open_with(tx: Tx, action: str) -> list[Operation]:
+    """Those of one action."""
+    query = select(operation).where(operation.c.state.in_(OPEN), operation.c.action == action).order_by(operation.c.id)
+    return [_row(row) for row in tx.conn.execute(query)]
+
+
 def all_open(tx: Tx) -> list[Operation]:
     query = select(operation).where(operation.c.state.in_(OPEN)).order_by(operation.c.id)
     return [_row(row) for row in tx.conn.execute(query)]

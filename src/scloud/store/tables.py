@@ -184,3 +184,15 @@ incident = Table(
     Index("ix_incident_state", "state"),
     Index("ix_incident_node", "node", "id"),
 )
+
+relocation = Table(
+    "relocation",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("subject", String(32), nullable=False),
+    Column("began_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("data", Text, nullable=False),
+    Index("ix_relocation_subject", "kind", "subject", "id"),
+)

@@ -7,6 +7,7 @@ from typing import Any
 
 from scloud.model.observed import NodeLoad
 from support.cloud import Api, Cloud
+from support.pools import make_pool, reach_pool
 
 
 async def where(api: Api, name: str) -> str:
@@ -88,23 +89,25 @@ async def test_a_node_of_another_architecture_than_its_clusters_is_not_used(clou
 
 
 async def test_rebalancing_is_proposed_with_gains_and_changes_nothing(cloud: Cloud) -> None:
-    await cloud.node("n1", cpus=4)
+    one = await cloud.node("n1", cpus=4)
     await cloud.image()
+    pool = await cloud.store.write(lambda tx: make_pool(tx, [one.id]))
     for number in range(6):
-        await cloud.alice.create("vms", f"vm-{number}", image="micro", cpus=2)
-    await cloud.alice.create("vms", "here", image="micro", node="n1")
+        await cloud.alice.create("vms", f"vm-{number}", image="micro", cpus=2, disk_type="standard")
+    await cloud.alice.create("vms", "here", image="micro", disk_type="standard", node="n1")
+    await cloud.alice.create("vms", "local", image="micro")
     assert (await cloud.admin.get("/clusters/default/rebalance"))["moves"] == []
-    await cloud.node("n2", cpus=4)
+    two = await cloud.node("n2", cpus=4)
+    await cloud.store.write(lambda tx: reach_pool(tx, pool, [one.id, two.id]))
     before = cloud.dump()
     found = await cloud.admin.get("/clusters/default/rebalance")
-    assert [(move["source"], move["target"]) for move in found["moves"]] == [("n1", "n2")] * 3
+    assert [(move["source"], move["target"]) for move in found["moves"]] == [("n1", "n2")] * 4
     assert [move["gain"] for move in found["moves"]] == sorted((move["gain"] for move in found["moves"]), reverse=True)
-    assert found["moves"][0]["copy_mib"] == 10, "its disk is on its node"
     assert found["nodes"] == [
-        {"node": "n1", "before": 0.812, "after": 0.438},
-        {"node": "n2", "before": 0.0, "after": 0.375},
+        {"node": "n1", "before": 0.875, "after": 0.375},
+        {"node": "n2", "before": 0.0, "after": 0.5},
     ]
-    assert found["stays"] == {"may be on one node only": 1}
+    assert found["stays"] == {"may be on one node only": 1, "have disks in their node's own storage": 1}
     assert len((await cloud.admin.get("/clusters/default/rebalance", limit=1))["moves"]) == 1
     await cloud.alice.fail("GET", "/clusters/default/rebalance", status=403, code="forbidden")
     assert cloud.dump() == before

@@ -111,6 +111,20 @@ def test_create_prints_the_resource(cli: Cli, cloud: FakeCloud, arguments: list[
         (["vpc", "rename", "default", "main"], "PATCH", "/vpcs/default", {"name": "main"}),
         (["node", "cordon", "n1"], "POST", "/nodes/n1/actions/cordon", {}),
         (["node", "uncordon", "n1"], "POST", "/nodes/n1/actions/uncordon", {}),
+        (["node", "drain", "n1"], "POST", "/nodes/n1/actions/drain", {}),
+        (["node", "undrain", "n1", "--cancel"], "POST", "/nodes/n1/actions/undrain", {"cancel": True}),
+        (
+            ["cluster", "rebalance", "--apply", "--no-wait"],
+            "POST",
+            "/clusters/default/actions/rebalance",
+            {"limit": 20},
+        ),
+        (
+            ["cluster", "set", "default", "--rebalance-every", "6h", "--rebalance-window", "22:00-06:00"],
+            "PATCH",
+            "/clusters/default",
+            {"spec": {"relocation": {"rebalance_every_s": 21600, "rebalance_window": "22:00-06:00"}}},
+        ),
         (
             ["cluster", "set", "default", "--cpu-overcommit", "2.5"],
             "PATCH",

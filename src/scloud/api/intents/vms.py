@@ -14,7 +14,7 @@ from scloud.controllers import finishing, gpus, migration, placement, serving, s
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.gpus import refusal
 from scloud.model.kinds import PREFIX, Kind, State
-from scloud.model.specs import DiskSpec, ImageSpec, KeypairSpec, NicSpec, VmSpec
+from scloud.model.specs import DiskSpec, ImageSpec, KeypairSpec, NicSpec, NodeSpec, VmSpec
 from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.scheduler.snapshot import Plan
 from scloud.store import nodes, operations
@@ -201,6 +201,13 @@ def start(tx: Tx, account: str, ref: str) -> dict[str, Any]:
     spec = vm.spec_as(VmSpec)
     if vm.state == State.RUNNING and spec.power == "on":
         return accepted(begin_and_end(tx, "vm.start", vm, "it is running already"), vm)
+    node = find(tx, vm.node) if vm.node is not None else None
+    if node is not None and node.spec_as(NodeSpec).draining:
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' cannot be started: its node {node.name} is being drained for maintenance; start it when "
+            "it has another node, or the node is open again",
+        )
     return _change(tx, vm, "vm.start", State.STARTING, "starting", power="on", starts=spec.starts + 1, force_stop=False)
 
 

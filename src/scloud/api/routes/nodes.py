@@ -16,7 +16,6 @@ from scloud.api.context import (
     accepted,
     begin,
     begin_and_end,
-    send,
     write,
 )
 from scloud.api.intents import storage_pools
@@ -24,7 +23,6 @@ from scloud.api.intents.common import resolve
 from scloud.api.reading import add_reading, router_for
 from scloud.api.schemas import (
     Accepted,
-    Answer,
     BmcAsk,
     ClusterCreate,
     ClusterPatch,
@@ -36,16 +34,15 @@ from scloud.api.schemas import (
 from scloud.api.storage_schemas import NodePatch
 from scloud.controllers import finishing, migration, serving
 from scloud.controllers.ha.fencing import BMC_PASSWORD
-from scloud.controllers.rebalancing import rebalancing
+from scloud.controllers.relocation import drain, rebalance
 from scloud.controllers.storage.members import forget_node
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.ha import PROFILES
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import NodeStatus, Status
-from scloud.scheduler.weighers import fullness
 from scloud.store import nodes as usage
-from scloud.store import operations, tokens
+from scloud.store import operations, relocations, tokens
 from scloud.store import secrets as node_secrets
 from scloud.store.database import Tx
 from scloud.store.resources import SYSTEM, all_of, create, get, on_node, refer, refuse_if_used, remove, save, using
@@ -105,20 +102,23 @@ async def cordon(
     request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
 ) -> Response:
     """Place no new VMs on it; what runs there goes on."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, True), request=request, key=key)
+    return await write(context, admin, lambda tx: _cordon(tx, ref, True, admin.account_name), request=request, key=key)
 
 
 @nodes.post("/{ref}/actions/uncordon", status_code=202, response_model=Accepted)
 async def uncordon(
     request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
 ) -> Response:
-    """Place VMs on it again."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, False), request=request, key=key)
+    """Place VMs on it again; a drain is undone with that."""
+    return await write(context, admin, lambda tx: _cordon(tx, ref, False, admin.account_name), request=request, key=key)
 
 
-def _cordon(tx: Tx, ref: str, cordoned: bool) -> dict[str, object]:
+def _cordon(tx: Tx, ref: str, cordoned: bool, by: str) -> dict[str, object]:
     row = get(tx, Kind.NODE, ref, SYSTEM)
     spec = row.spec_as(NodeSpec)
+    if spec.draining and not cordoned:
+        row = drain.undo(tx, row, by, cancel=False)
+        return accepted(begin_and_end(tx, "node.uncordon", row), row)
     action = "node.cordon" if cordoned else "node.uncordon"
     if spec.cordoned == cordoned:
         return accepted(begin_and_end(tx, action, row, "it is so already"), row)
@@ -190,6 +190,10 @@ async def remove_node(
             migration.node_lost(tx, vm, row.id, others=migration.nodes_of(vm))
         for item in held:
             finishing.lost_with_node(tx, item)
+        relocations.forget_subject(tx, row.id)
+        for other in operations.open_for(tx, row.id):
+            if other.id != op.id:
+                operations.end(tx, other, operations.OperationState.CANCELLED, "the node was taken out of the cloud")
         forget_node(tx, row.id)
         usage.forget(tx, row.id)
         tokens.revoke_all(tx, row.id)
@@ -231,80 +235,20 @@ async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, 
         spec = row.spec_as(ClusterSpec)
         if body.spec is not None:
             spec = _patched(tx, spec, body.spec)
+            if spec.relocation != row.spec_as(ClusterSpec).relocation:
+                operations.enqueue(tx, f"rebalance/{row.id}")
         row = save(tx, row, name=body.name, spec=spec)
         return accepted(begin_and_end(tx, "cluster.update", row), row)
 
     return await write(context, admin, change)
 
 
-class MoveOut(Answer):
-    """`gain` is how much lower the VM's score is at `target` than at `source`; `copy_mib` is on its node itself."""
-
-    vm: str
-    name: str
-    account: str
-    source: str
-    target: str
-    gain: float
-    copy_mib: int
-
-
-class FullnessOut(Answer):
-    """How full a node is, 0 to 1: the fuller of CPUs and memory promised; now and after the moves."""
-
-    node: str
-    before: float
-    after: float
-
-
-class RebalanceOut(Answer):
-    """`stays` counts the VMs that are not to be moved, by the reason."""
-
-    moves: list[MoveOut]
-    nodes: list[FullnessOut]
-    stays: dict[str, int]
-
-
-@clusters.get("/{ref}/rebalance", response_model=RebalanceOut)
-async def rebalance(
-    ref: RefPath,
-    context: ContextDep,
-    _admin: AdminDep,
-    limit: Annotated[int, Query(ge=1, le=100, description="moves at most")] = 20,
-) -> Response:
-    """Moves of VMs that would even out the cluster, the best first, each with what it gains. Nothing is moved."""
-    loads = context.manager.loads()
-
-    def read(tx: Tx) -> dict[str, Any]:
-        found = rebalancing(tx, get(tx, Kind.CLUSTER, ref, SYSTEM), loads, limit)
-        names = {node.id: node.name for node in found.nodes}
-        after = {node.id: fullness(node) for node in found.proposal.nodes}
-        return {
-            "moves": [
-                {
-                    "vm": move.vm.id,
-                    "name": move.vm.name,
-                    "account": move.vm.account,
-                    "source": names[move.vm.node],
-                    "target": names[move.target],
-                    "gain": round(move.gain, 3),
-                    "copy_mib": move.vm.disk_mib,
-                }
-                for move in found.proposal.moves
-            ],
-            "nodes": [
-                {"node": node.name, "before": round(fullness(node), 3), "after": round(after[node.id], 3)}
-                for node in found.nodes
-            ],
-            "stays": found.stays,
-        }
-
-    return send(await context.store.read(read))
-
-
 def _patched(tx: Tx, spec: ClusterSpec, ask: ClusterPatchSpec) -> ClusterSpec:
     if ask.cpu_overcommit is not None:
         spec = spec.model_copy(update={"cpu_overcommit": ask.cpu_overcommit})
+    if ask.relocation is not None:
+        settings = spec.relocation.model_copy(update=ask.relocation.model_dump(exclude_none=True))
+        spec = spec.model_copy(update={"relocation": settings})
     if ask.ha is None:
         return spec
     ha = PROFILES[ask.ha.profile] if ask.ha.profile is not None else spec.ha
@@ -326,6 +270,8 @@ async def delete_cluster(ref: RefPath, context: ContextDep, admin: AdminDep) -> 
     def delete(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.CLUSTER, ref, SYSTEM)
         refuse_if_used(tx, row)
+        rebalance.stop(tx, row)
+        relocations.forget_subject(tx, row.id)
         op = begin_and_end(tx, "cluster.delete", row, "deleted")
         remove(tx, row)
         return accepted(op, row)

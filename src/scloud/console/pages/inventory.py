@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from scloud.console.api import part
 from scloud.console.pages.lookup import Names, lists
 from scloud.console.visit import Handler, Visit
 
@@ -40,8 +41,21 @@ async def keys(visit: Visit) -> Response:
 async def nodes(visit: Visit) -> Response:
     found, clusters = await lists(visit.api, "nodes", "clusters")
     usage = {item["node"]: item for item in (await visit.api.get("/usage"))["items"]}
+    drains = {
+        node["id"]: (await visit.api.get(f"/nodes/{part(node['id'])}/drain"))["drain"]
+        for node in found
+        if node["spec"]["draining"]
+    }
+    rebalances = {item["id"]: await visit.api.get(f"/clusters/{part(item['id'])}/rebalance") for item in clusters}
     return await visit.page(
-        "nodes.html", title="Nodes", nodes=found, clusters=clusters, usage=usage, names=Names(clusters)
+        "nodes.html",
+        title="Nodes",
+        nodes=found,
+        clusters=clusters,
+        usage=usage,
+        drains=drains,
+        rebalances=rebalances,
+        names=Names(clusters),
     )
 
 
