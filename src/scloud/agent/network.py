@@ -185,6 +185,10 @@ class Network:
         entry = self._on_switch.get(key)
         return entry[1] if entry else None
 
+    def has_tap(self, nic: str) -> bool:
+        """Whether the switch has a port of it, or is just being given one."""
+        return self.ofport(f"port/{nic}") is not None or self.workers.working(f"port/{nic}")
+
     # --- work
 
     async def _handle(self, key: str) -> float | None:

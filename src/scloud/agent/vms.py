@@ -139,7 +139,7 @@ class Vms:
                     raise error
                 if plan.observed.state == "absent":
                     await self._clean_up(vm)
-                    if left := [nic for nic in desired.nics if self._network.ofport(f"port/{nic}") is not None]:
+                    if left := [nic for nic in desired.nics if self._network.has_tap(nic)]:
                         # Its taps are told by other objects, which may be dropped once this is said to be gone.
                         reason = f"the taps of {', '.join(left)} are being removed"
                         update = {"state": "working", "settled": False, "reason": reason}
