@@ -39,7 +39,9 @@ class Asker:
 
     def __init__(self, lab: StorageLab, name: str, address: str) -> None:
         self.answered: list[float] = []
-        loop = f"while :; do timeout 1 nc -w 1 {address} 22 < /dev/null > /dev/null 2>&1 && echo yes; usleep 200000; done"
+        loop = (
+            f"while :; do timeout 1 nc -w 1 {address} 22 < /dev/null > /dev/null 2>&1 && echo yes; usleep 200000; done"
+        )
         self._argv = [str(REPO / "scloud"), "vm", "ssh", name, "--", loop]
         self._env = lab.env
         self._over = threading.Event()

@@ -40,3 +40,9 @@ def rebalance(tx: Tx, rng: Random) -> dict[str, Any] | None:
         return None
     op = runs.begin(tx, cluster, rebalancing(tx, cluster, {}, 4), "operator")
     return accepted(op, cluster) if op is not None else None
+
+
+def stop_by_itself(tx: Tx) -> None:
+    """No more rebalances by schedule: the story is to come to an end."""
+    for cluster in all_of(tx, Kind.CLUSTER):
+        runs.set_settings(tx, cluster, RelocationSettings(at_once=2, rebalance_every_s=0))

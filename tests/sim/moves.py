@@ -87,8 +87,11 @@ class Migration:
         """Whether nothing has happened to the two domains, to the two agents or between them."""
         lives = (self._source.life, self._target.life)
         wired = not {self._source.id, self._target.id} & self._world.pool_disk.cut_off
+        road = self._target.road
         return (
             wired
+            and road is not None
+            and self._vm in road.expected
             and all(
                 now is then and now is not None and not now.dead for now, then in zip(lives, self._lives, strict=True)
             )
@@ -101,7 +104,8 @@ class Migration:
     async def run(self) -> None:
         source, target = self._source.hardware.host, self._target.hardware.host
         here = source.domains.get(self._vm)
-        if here is None or not here.running or self._vm in target.domains or self._target.off:
+        expected = self._target.road is not None and self._vm in self._target.road.expected
+        if here is None or not here.running or self._vm in target.domains or self._target.off or not expected:
             return self._fail("it cannot begin")
         there = replace(here, spec=self._spec, paused=True, moving=True, pid=None)
         there.disks = {disk.disk: disk for disk in self._spec.disks}

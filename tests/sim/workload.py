@@ -96,12 +96,12 @@ class Tenant:
 
     async def run(self) -> None:
         for verb in (self._create_vpc, self._create_subnet, self._create_vm):
-            await self._until_up()
+            await self.until_up()
             self.ask(verb)
         mean = self._rng.choice([0.4, 1.0, 2.5])
         while True:
             await asyncio.sleep(self._rng.expovariate(1 / mean))
-            await self._until_up()
+            await self.until_up()
             for _ in range(self._rng.choice([1, 1, 1, 2, 3])):
                 if self._world.manager.up:
                     self.ask(self.any_verb())
@@ -109,7 +109,7 @@ class Tenant:
     def any_verb(self) -> Callable[[Tx], dict[str, Any] | None]:
         return self._rng.choices(self._verbs, self._weights)[0]
 
-    async def _until_up(self) -> None:
+    async def until_up(self) -> None:
         while not self._world.manager.up:
             await asyncio.sleep(0.1)
 

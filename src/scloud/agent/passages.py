@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Passages(Protocol):
         ...
 
     async def forget(self, vm: str) -> None:
-        """It is here, or will not come. Nothing happens if it was not expected."""
+        """It is here, or will not come: what is still on its way is cut off. Nothing happens if it was not expected."""
         ...
 
     def route(self, vm: str, target: str, address: str) -> AbstractAsyncContextManager[Way]:
@@ -98,6 +99,7 @@ class TlsPassages:
         self.released: Callable[[str], Awaitable[None]] = nobody
         self._folder = folder
         self._expected: dict[str, tuple[str, DomainSpec]] = {}
+        self._arriving: defaultdict[str, set[asyncio.Task[object]]] = defaultdict(set)
         self._server: asyncio.Server | None = None
         self._port = 0
         self._opening = asyncio.Lock()
@@ -115,6 +117,10 @@ class TlsPassages:
 
     async def forget(self, vm: str) -> None:
         self._expected.pop(vm, None)
+        under_way = self._arriving.pop(vm, set())
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         async with self._opening:
             if not self._expected and self._server is not None:
                 self._server.close()
@@ -146,6 +152,17 @@ class TlsPassages:
                 await self.released(hello.vm)
             return
         path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, "memory")
+        # A task of its own: a VM that is not expected any more does not come, though its bytes are on their way.
+        task: asyncio.Task[object] = asyncio.ensure_future(self._relay(peer, path))
+        self._arriving[hello.vm].add(task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            self._arriving[hello.vm].discard(task)
+
+    @staticmethod
+    async def _relay(peer: Channel, path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(str(path))
         await relay(peer, reader, writer)
 

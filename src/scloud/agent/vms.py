@@ -118,6 +118,7 @@ class Vms:
             await self.departures.drop(vm)
             if self._prepared.pop(vm, None) is not None:
                 await self._passages.forget(vm)
+                continue  # something may have come since it was looked at
             if facts is not None and (facts.moving or facts.complete) and desired.power == "on":
                 # Held by a migration; the manager has found out that it runs nowhere else.
                 await within("power", f"letting {vm} run again", self._hypervisor.resume(vm))

@@ -103,3 +103,24 @@ async def test_only_the_node_that_it_comes_from_may_bring_it(nodes: Nodes) -> No
     with pytest.raises(OSError):
         async with source.route("vm-1", "target", address):
             pass
+
+
+async def test_what_is_on_its_way_is_cut_off_when_it_is_not_expected_any_more(nodes: Nodes, tmp_path: Path) -> None:
+    source, target = nodes.node("source"), nodes.node("target")
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(5))
+        await reader.read(-1)
+        writer.close()
+
+    address = await target.expect("vm-1", "source", SPEC)
+    server = await asyncio.start_unix_server(engine, str(tmp_path / "target" / "vm-1.memory"))
+    async with source.route("vm-1", "target", address) as way:
+        reader, writer = await asyncio.open_unix_connection(str(way.route.memory))
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        await target.forget("vm-1")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+    server.close()
+    await target.close()
