@@ -10,10 +10,13 @@ from scloud.agent.disks import Disks
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.usage import Usage
+from scloud.agent.vms import Vms
 from scloud.controllers import finishing, serving
 from scloud.controllers.ha import controller
 from scloud.controllers.ha.fencing import Fencer
 from scloud.controllers.sessions import Session
+from scloud.drivers.hypervisor.protocol import DomainFacts
+from scloud.model.desired import DesiredVm, MoveIn
 from scloud.model.ha import Incident
 from scloud.model.statuses import DiskStatus
 from scloud.model.wire import Desired
@@ -114,6 +117,18 @@ def _no_stale_removal() -> None:
     controller.stale = stale  # type: ignore[assignment]
 
 
+def _runs_at_once() -> None:
+    """What has come by a migration runs at once, without waiting until the source is gone."""
+    expect = Vms._expect
+
+    async def impatient(self: Vms, desired: DesiredVm, move: MoveIn, facts: DomainFacts | None) -> float:
+        if facts is not None and facts.complete:
+            await self._hypervisor.resume(desired.id)
+        return await expect(self, desired, move, facts)
+
+    Vms._expect = impatient  # type: ignore[method-assign]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "forgets-usage": _forgets_usage,
     "forgets-journal": _forgets_journal,
@@ -123,6 +138,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "tells-two-nodes": _tells_two_nodes,
     "no-fence": _no_fence,
     "no-stale-removal": _no_stale_removal,
+    "runs-at-once": _runs_at_once,
 }
 
 

@@ -79,12 +79,12 @@ def _stays(row: Resource, spec: VmSpec, disks: list[DiskSpec], draining: bool) -
     """Why a VM is not to be moved, if it is not."""
     if draining:
         return "leave a node that is being drained"
+    if spec.gpus:
+        return "have GPUs, and devices of a host cannot be moved"
     if any(disk.pool is None for disk in disks):
         return "have disks in their node's own storage"
     if spec.node is not None:
         return "may be on one node only"
-    if spec.gpus:
-        return "have GPUs, and devices of a host cannot be moved"
     if row.state not in SETTLED:
         return f"is {row.state}"
     return ""

@@ -82,4 +82,7 @@ async def test_other_vms_stay_away_and_wrong_combinations_are_refused(gpus: Clou
     problem = await alice.fail("POST", "/vms/g/actions/resize", body, status=422, code="invalid")
     assert "its 1 GPUs go with" in problem["fields"][0]["rule"]
     found = await gpus.admin.get("/clusters/default/rebalance")
-    assert found["stays"] == {"have GPUs, and devices of a host cannot be moved": 1}
+    assert found["stays"] == {
+        "have GPUs, and devices of a host cannot be moved": 1,
+        "have disks in their node's own storage": 1,
+    }
