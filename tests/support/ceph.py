@@ -54,6 +54,8 @@ class FakeCeph:
         """Uuids of OSDs that do not run."""
         self.checks: dict[str, Any] = {}
         self.inconsistent: list[str] = []
+        self.laggy: dict[str, int] = {}
+        """Placement groups that wait for a lease, and their primaries' numbers."""
         self.log: list[str] = []
         self.refuse: dict[str, CloudError] = {}
         """Prefix to the error it is answered with."""
@@ -150,7 +152,7 @@ class FakeCeph:
             "osd perf": lambda: {"osdstats": {"osd_perf_infos": []}},
             "osd pool stats": lambda: [{"pool_name": name, "client_io_rate": {}} for name in self.pools],
             "osd safe-to-destroy": lambda: self._safe(command["ids"]),
-            "pg ls": lambda: {"pg_stats": [{"pgid": group} for group in self.inconsistent]},
+            "pg ls": lambda: {"pg_stats": self._groups(command["states"])},
             "log last": lambda: [{"message": text} for text in self.log],
         }.get(prefix)
         if ask is not None:
@@ -159,6 +161,13 @@ class FakeCeph:
         self.commands.append(said)
         getattr(self, "_do_" + prefix.replace(" ", "_").replace("-", "_"))(command, params.get("data", ""))
         return ""
+
+    def _groups(self, states: list[str]) -> list[dict[str, Any]]:
+        (state,) = states
+        if state == "laggy":
+            return [{"pgid": group, "acting_primary": osd} for group, osd in self.laggy.items()]
+        assert state == "inconsistent"
+        return [{"pgid": group} for group in self.inconsistent]
 
     def _status(self) -> Any:
         self.looks += 1
@@ -170,6 +179,8 @@ class FakeCeph:
             states.append({"state_name": "active+undersized+degraded", "count": hurt})
         if bad:
             states.append({"state_name": "active+clean+inconsistent", "count": bad})
+        if self.laggy:
+            states.append({"state_name": "active+clean+laggy", "count": len(self.laggy)})
         return {
             "mgrmap": {"available": self._manager()},
             "pgmap": {"pgs_by_state": states, "num_pgs": groups, "misplaced_objects": self.moving},
@@ -338,6 +349,10 @@ class FakeCeph:
     def _do_osd_pool_delete(self, command: dict[str, Any], data: str) -> None:
         assert command["yes_i_really_really_mean_it"] and command["pool"] == command["pool2"]
         self.pools.pop(command["pool"], None)
+
+    def _do_osd_down(self, command: dict[str, Any], data: str) -> None:
+        """It comes back at once, with new leases."""
+        self.laggy = {group: osd for group, osd in self.laggy.items() if str(osd) not in command["ids"]}
 
     def _do_osd_pool_deep_scrub(self, command: dict[str, Any], data: str) -> None:
         """Finds what `inconsistent` says."""

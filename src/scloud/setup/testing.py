@@ -17,6 +17,9 @@ SOME_FAILED = 1
 """pytest's exit status when all went well but tests failed."""
 CI_SEEDS = "1000"
 """Seeds of the simulation in a full run."""
+TOO_MANY = 12
+"""Failures of tests with engines after which the rest is not run: a broken engine fails each of them by its time limit.
+pytest says so with a status of its own, and nothing is run again."""
 NEEDS_NO_ENGINE = "not engine and not lab and not browser"
 LONG = "long"
 """What takes longer than CI has room for."""
@@ -41,7 +44,7 @@ def run_tests(*, fast: bool, arguments: list[str], long: bool = False) -> int:
     pytest = [str(_BIN / "python"), "-m", "pytest", "-q"]
     environment = os.environ | ({} if fast else {"SCLOUD_SIM_SEEDS": os.environ.get("SCLOUD_SIM_SEEDS", CI_SEEDS)})
     # What needs no engine keeps all processors busy; what has real engines mostly waits for them, so two run at a time.
-    lanes = ["-n", "2", "--dist", "loadscope"]
+    lanes = ["-n", "2", "--dist", "loadscope", "--maxfail", str(TOO_MANY)]
     with_engines = f"not ({NEEDS_NO_ENGINE}) and not {LONG}"
     runs = [[*pytest, "-n", "auto", "-m", NEEDS_NO_ENGINE], [*pytest, *lanes, "-m", with_engines]]
     if arguments:

@@ -10,6 +10,7 @@ from scloud.controllers.storage import controller
 from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
+from scloud.reconcile.ceph import laggy
 from support.ceph import FakeCeph
 from support.cloud import Cloud
 from support.node import ScriptedNode
@@ -338,6 +339,24 @@ async def test_damage_is_shown_with_its_objects_and_repaired(cloud: Cloud) -> No
     await shown(cloud, lambda status: status["inconsistent"] == [])
     await cloud.admin.end("POST", "/storage-clusters/c1/actions/deep-scrub", {"pools": ["p"]})
     assert ceph.commands[-1] == "osd pool deep-scrub who=['scloud.p']"
+
+
+async def test_placement_groups_that_wait_for_a_lease_are_told_of_and_made_to_begin_anew(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceph, _, _ = await deployed(cloud)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.laggy = {"2.1": 1, "2.3": 1, "2.5": 0}
+    waits = await shown(cloud, lambda status: any(item["name"] == "paused" for item in status["conditions"]))
+    said = next(item["message"] for item in waits["status"]["conditions"] if item["name"] == "paused")
+    assert said.startswith("3 placement groups answer nobody, after a pause of osd.0, osd.1: reads and writes of some")
+    assert not any(command.startswith("osd down") for command in ceph.commands)
+    monkeypatch.setattr(laggy, "STUCK_S", 0.1)
+    await shown(cloud, lambda status: not any(item["name"] == "paused" for item in status["conditions"]))
+    assert sorted(command for command in ceph.commands if command.startswith("osd down")) == [
+        "osd down ids=['0']",
+        "osd down ids=['1']",
+    ]
 
 
 async def test_a_device_that_vanishes_while_it_is_added_ends_in_its_reason(cloud: Cloud) -> None:

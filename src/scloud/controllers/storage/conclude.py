@@ -19,7 +19,7 @@ from scloud.model.storage import (
     StorageClusterSpec,
     StorageClusterStatus,
 )
-from scloud.reconcile.ceph import figures
+from scloud.reconcile.ceph import figures, laggy
 from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished, waiting
 from scloud.reconcile.ceph.figures import Track, cluster_capacity, raw_factor
 from scloud.reconcile.ceph.view import OsdSeen
@@ -204,6 +204,8 @@ def _own(
         result.append(Condition(name="filling-up", level="warning", message=message))
     if seen.look.view.waiting:
         result.append(waiting(seen.look.view.waiting, seen.look.view.pgs))
+    if seen.look.laggy:
+        result.append(laggy.condition(seen.look.laggy, ours=found.deployed))
     if damaged:
         which = ", ".join(sorted(set(damaged.values()))[:DAMAGED_SHOWN])
         more = f" and {len(damaged) - DAMAGED_SHOWN} more" if len(damaged) > DAMAGED_SHOWN else ""

@@ -20,7 +20,7 @@ from scloud.controllers.storage.planning import plan, requests
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
-from scloud.reconcile.ceph import auth
+from scloud.reconcile.ceph import auth, laggy
 from scloud.reconcile.ceph.commands import Command, waves
 from scloud.reconcile.ceph.figures import Track, track
 from scloud.reconcile.ceph.view import Slow
@@ -118,6 +118,8 @@ class Keeper:
         self._generation = 0
         self._track: Track | None = None
         self._repairs: dict[str, float] = {}
+        self._laggy: dict[str, float] = {}
+        """Placement groups that wait for a lease, since when."""
         self._askers: list[asyncio.Future[None]] = []
         """Who waits for the end of a look that has not begun yet."""
 
@@ -180,7 +182,7 @@ class Keeper:
         self._generation = found.row.generation
         left = seen.view.degraded + seen.view.misplaced
         self._track = track(self._track, self._now(), left, seen.view.recovering_per_s)
-        steps = plan(found, seen)
+        steps = [*plan(found, seen), *self._begin_anew(found, seen)]
         failures = await self._carry_out(found, steps)
         scrubbed = await self._request(found, seen)
         if steps:
@@ -210,6 +212,15 @@ class Keeper:
         if self._generation != found.row.generation or self._now() - self._slow_at > SLOW_S:
             return None
         return self._slow
+
+    def _begin_anew(self, found: Load, seen: Look) -> list[Command]:
+        """For what has waited too long for a lease; a cluster that is not ours is left alone."""
+        now = self._now()
+        self._laggy = laggy.follow(self._laggy, seen.laggy, now)
+        stuck = laggy.stuck(self._laggy, seen.laggy, now) if found.deployed else {}
+        for group in stuck:
+            self._laggy[group] = now
+        return laggy.plan(stuck)
 
     async def _carry_out(self, found: Load, steps: Iterable[Command]) -> dict[str, str]:
         """Wave after wave. What fails keeps nothing else from being done, but for the rest of the same pool."""

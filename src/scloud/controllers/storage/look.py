@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scloud.controllers.storage.line import COMMAND_S, Line
@@ -21,6 +21,7 @@ from scloud.reconcile.ceph.view import (
     View,
     damaged_objects,
     inconsistent,
+    laggy,
     read,
     read_slow,
     safe,
@@ -42,6 +43,8 @@ class Look:
     objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     owners: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Whose bytes the damaged objects hold, as far as is known: (`disk/ID` or `image/ID`, from which MiB on)."""
+    laggy: Mapping[str, int] = field(default_factory=dict)
+    """Placement groups that wait for a lease, and the OSDs that lead them."""
 
 
 async def _ask(line: Line, load: Load, target: str, questions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -79,6 +82,9 @@ async def look(line: Line, load: Load, known: Slow | None) -> Look:
         log = await _said(line, load, "mon", {"prefix": "log last", "num": 500, "level": "error", "channel": "cluster"})
         damaged = damaged_objects(log, found)
         more = Look(view, slow, more.safe, found, damaged, await _owners(line, load, view, damaged))
+    if any("laggy" in state.split("+") for state in view.pg_states):
+        said = await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["laggy"]})
+        more = replace(more, laggy=laggy(said))
     return more
 
 

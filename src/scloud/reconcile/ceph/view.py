@@ -324,6 +324,11 @@ def inconsistent(pg_ls: Json) -> tuple[str, ...]:
     return tuple(item["pgid"] for item in _list(_dict(pg_ls).get("pg_stats")))
 
 
+def laggy(pg_ls: Json) -> dict[str, int]:
+    """Placement groups in the answer to `pg ls laggy`, each with the number of the OSD that leads it."""
+    return {item["pgid"]: int(item["acting_primary"]) for item in _list(_dict(pg_ls).get("pg_stats"))}
+
+
 def safe(answer: Json) -> frozenset[int]:
     """OSDs in the answer to `osd safe-to-destroy` that nothing needs any more."""
     return frozenset(int(number) for number in _list(_dict(answer).get("safe_to_destroy")))
