@@ -109,7 +109,7 @@ def migrate(lab: StorageLab, target: str, ping: Stream, tcp: Stream, domain: str
 
 
 def _ms(what: str, said: str) -> float:
-    found = re.search(rf"{what}: +([0-9.]+) ms", said)
+    found = re.search(rf"{what}:\s+([0-9.]+)\s+ms", said)
     if found is None:
         raise SystemExit(f"no {what!r} in: {said}")
     return float(found[1])

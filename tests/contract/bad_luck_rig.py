@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import rbd
 
 from scloud.agent.ceph_calls import CephCalls
@@ -27,14 +28,15 @@ SSDS = range(5, HOSTS)
 """OSDs that are called ssd, a host each: what fills these up leaves the others alone."""
 
 
-def begin() -> CephRig:
-    rig = CephRig(FIRST_PORT, osd_gib=1, places=PLACES)
-    rig.__enter__()
-    ids = [str(number) for number in range(HOSTS)]
-    rig.mon("osd crush rm-device-class", ids=ids)
-    for name, chosen in (("hdd", range(SSDS.start)), ("ssd", SSDS)):
-        rig.mon("osd crush set-device-class", ids=[str(number) for number in chosen], **{"class": name})
-    return rig
+@pytest.fixture(scope="module")
+def eight_hosts() -> Iterator[CephRig]:
+    """A cluster of its own for each module: what they do to it does not end with a test."""
+    with CephRig(FIRST_PORT, osd_gib=1, places=PLACES) as rig:
+        ids = [str(number) for number in range(HOSTS)]
+        rig.mon("osd crush rm-device-class", ids=ids)
+        for name, chosen in (("hdd", range(SSDS.start)), ("ssd", SSDS)):
+            rig.mon("osd crush set-device-class", ids=[str(number) for number in chosen], **{"class": name})
+        yield rig
 
 
 class Adopted:
@@ -162,10 +164,22 @@ async def pending(work: Awaitable[Any], seconds: float) -> asyncio.Task[Any]:
     return task  # type: ignore[return-value]
 
 
-LOOKS = ("SOON_S", "MOVING_S", "CALM_S")
-
-
-def quick(monkeypatch: Any) -> None:
-    """Looks follow one another faster than they would."""
-    for name in LOOKS:
+@pytest.fixture
+async def adopted(eight_hosts: CephRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Adopted]:
+    """A cloud that has adopted the cluster; looks follow one another faster than they would."""
+    for name in ("SOON_S", "MOVING_S", "CALM_S"):
         monkeypatch.setattr(controller, name, min(0.5, getattr(controller, name)))
+    async with Cloud(tmp_path) as cloud, Adopted(cloud, eight_hosts) as found:
+        yield found
+
+
+def groups(rig: CephRig, pool: int) -> list[list[int]]:
+    """The OSDs of each placement group of a pool."""
+    found = [rig.mon("pg map", pgid=f"{pool}.{number:x}")["up"] for number in range(8)]
+    assert found
+    return found
+
+
+def names(status: dict[str, Any]) -> set[str]:
+    """Of a cluster's conditions."""
+    return {item["name"] for item in status["conditions"]}

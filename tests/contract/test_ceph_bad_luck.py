@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_luck_rig import HOSTS, SSDS, Adopted, begin, quick, rot
+from bad_luck_rig import HOSTS, SSDS, Adopted, groups, names, rot
 
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess
-from support.ceph_rig import CephRig
-from support.cloud import Cloud
 
 pytestmark = pytest.mark.engine
 MIB = 1 << 20
 PIECE = 4 * MIB
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[CephRig]:
-    made = begin()
-    try:
-        yield made
-    finally:
-        made.__exit__()
-
-
-@pytest.fixture
-async def adopted(rig: CephRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Adopted]:
-    quick(monkeypatch)
-    async with Cloud(tmp_path) as cloud, Adopted(cloud, rig) as found:
-        yield found
-
-
-def names(status: dict[str, Any]) -> set[str]:
-    return {item["name"] for item in status["conditions"]}
 
 
 async def test_pools_over_hosts_and_racks_are_made(adopted: Adopted) -> None:
@@ -52,17 +28,10 @@ async def test_pools_over_hosts_and_racks_are_made(adopted: Adopted) -> None:
         print(name, spec, f"{time.monotonic() - began:.1f} s")
     racks = {number: number // 2 for number in range(HOSTS)}
     (pool,) = [item for item in adopted.rig.mon("osd dump")["pools"] if item["pool_name"] == "scloud.p3"]
-    for group in _groups(adopted.rig, pool["pool"]):
+    for group in groups(adopted.rig, pool["pool"]):
         assert len({racks[osd] for osd in group}) == 3, group
     for name in ("p1", "p2", "p3"):
         await adopted.cloud.admin.end("DELETE", f"/pools/{name}")
-
-
-def _groups(rig: CephRig, pool: int) -> list[list[int]]:
-    """The OSDs of each placement group of a pool."""
-    found = [rig.mon("pg map", pgid=f"{pool}.{number:x}")["up"] for number in range(8)]
-    assert found
-    return found
 
 
 @pytest.mark.parametrize("redundancy", ["replica:3", "ec:2+1"])

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_luck_rig import Adopted, begin, quick
+from bad_luck_rig import Adopted
 
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess
 from scloud.model.errors import CloudError, ErrorKind
-from support.ceph_rig import CephRig
-from support.cloud import Cloud
 
 pytestmark = pytest.mark.engine
 MIB = 1 << 20
@@ -28,22 +24,6 @@ MORE = 8
 """Pieces by which it is seen that there is room again; at the limit itself one or two get through now and then."""
 STEPS = {"nearfull": 0.20, "backfillfull": 0.29, "full": 0.30}
 USUAL = {"full": 0.95, "backfillfull": 0.90, "nearfull": 0.85}
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[CephRig]:
-    made = begin()
-    try:
-        yield made
-    finally:
-        made.__exit__()
-
-
-@pytest.fixture
-async def adopted(rig: CephRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Adopted]:
-    quick(monkeypatch)
-    async with Cloud(tmp_path) as cloud, Adopted(cloud, rig) as found:
-        yield found
 
 
 class Guest:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-from bad_luck_rig import Adopted, begin, pending, quick
+from bad_luck_rig import Adopted, groups, names, pending
 
 from scloud.model.desired import DesiredStore
 from scloud.model.observed import Observed
@@ -22,33 +21,6 @@ MIB = 1 << 20
 PIECE = 4 * MIB
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[CephRig]:
-    made = begin()
-    try:
-        yield made
-    finally:
-        made.__exit__()
-
-
-@pytest.fixture
-async def adopted(rig: CephRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Adopted]:
-    quick(monkeypatch)
-    async with Cloud(tmp_path) as cloud, Adopted(cloud, rig) as found:
-        yield found
-
-
-def names(status: dict[str, Any]) -> set[str]:
-    return {item["name"] for item in status["conditions"]}
-
-
-def _groups(rig: CephRig, pool: int) -> list[list[int]]:
-    """The OSDs of each placement group of a pool."""
-    found = [rig.mon("pg map", pgid=f"{pool}.{number:x}")["up"] for number in range(8)]
-    assert found
-    return found
-
-
 async def test_two_hosts_of_an_erasure_coded_pool_die(adopted: Adopted) -> None:
     """What is on four chunks of six waits, and goes on once one is back or rebuilt on another host; nothing is lost."""
     rig = adopted.rig
@@ -58,7 +30,7 @@ async def test_two_hosts_of_an_erasure_coded_pool_die(adopted: Adopted) -> None:
     for number, piece in enumerate(data):
         await image.write(number * PIECE, piece)
     (pool,) = [item for item in rig.mon("osd dump")["pools"] if item["pool_name"] == "scloud.wide.data"]
-    dead = _groups(rig, pool["pool"])[0][:2]
+    dead = groups(rig, pool["pool"])[0][:2]
 
     async def everything() -> None:
         for number, piece in enumerate(data):

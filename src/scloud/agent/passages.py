@@ -8,7 +8,6 @@ source the other end is UNIX sockets, which the local hypervisor uses as if they
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
 from collections import defaultdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scloud.agent.enroll import address_of
+from scloud.agent.splice import splice
 from scloud.drivers.hypervisor.protocol import DomainSpec, MoveRoute
 from scloud.link import channel
 from scloud.link.channel import Channel
@@ -164,7 +164,7 @@ class TlsPassages:
     @staticmethod
     async def _relay(peer: Channel, path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(str(path))
-        await relay(peer, reader, writer)
+        await splice(peer, reader, writer, CHUNK)
 
     def _socket(self, vm: str, way: str) -> Path:
         return self._folder / f"{vm}.{way}"
@@ -226,7 +226,7 @@ class TlsPassages:
             peer = await self._dial(target, address)
             try:
                 await peer.send(MoveHello.model_validate({"vm": vm, "way": way}))
-                await relay(peer, reader, writer)
+                await splice(peer, reader, writer, CHUNK)
             finally:
                 await peer.close()
         except (OSError, CloudError) as error:
@@ -241,27 +241,3 @@ class TlsPassages:
             await peer.close()
             raise CloudError(ErrorKind.FORBIDDEN, f"at {address} is {peer.peer or 'nobody'}, not node {target}")
         return peer
-
-
-async def relay(peer: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hand bytes on, both ways, until one side ends; what it said before is handed on still."""
-
-    async def outward() -> None:
-        while data := await reader.read(CHUNK):
-            await peer.write(data)
-
-    async def inward() -> None:
-        while data := await peer.read(CHUNK):
-            writer.write(data)
-            await writer.drain()
-
-    tasks = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            await writer.drain()
-        writer.close()

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from scloud.agent.console import HISTORY, Consoles, read_log
 from scloud.agent.deadlines import DEADLINES_S, within
 from scloud.agent.journal import Journal
+from scloud.agent.splice import splice
 from scloud.agent.vms import VmSettings
 from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.link.channel import Channel, Dialer
@@ -56,7 +57,7 @@ class Streams:
             except BaseException:
                 connection.close()
                 raise
-            self._keep(splice(channel, reader, writer))
+            self._keep(splice(channel, reader, writer, PIECE))
         else:
             raise invalid("kind", "must be console or tcp")
 
@@ -111,28 +112,3 @@ class Streams:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def splice(channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes both ways until either side ends, then close both."""
-
-    async def out() -> None:
-        while data := await channel.read(PIECE):
-            writer.write(data)
-            await writer.drain()
-
-    async def back() -> None:
-        while data := await reader.read(PIECE):
-            await channel.write(data)
-
-    loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(out()), loop.create_task(back())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        # a reset on either side is an end like any other
-        await asyncio.gather(*tasks, return_exceptions=True)
-        writer.close()
-        await channel.close()

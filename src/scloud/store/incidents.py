@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import select
 
 from scloud.model.ha import Incident, IncidentState
 from scloud.store.database import Tx
+from scloud.store.documents import Documents
 from scloud.store.tables import incident
+
+_documents = Documents(incident, Incident)
+find = _documents.find
+forget_old = _documents.forget_old
 
 
 def save(tx: Tx, value: Incident) -> Incident:
     """Keep it, new or changed."""
-    values = {
-        "node": value.node,
-        "state": value.state.value,
-        "began_at": value.began_at,
-        "ended_at": value.ended_at,
-        "data": value.model_dump_json(),
-    }
-    done = tx.conn.execute(update(incident).where(incident.c.id == value.id).values(**values))
-    if done.rowcount == 0:
-        tx.conn.execute(insert(incident).values(id=value.id, **values))
-    tx.touch(f"incident/{value.id}")
-    return value
-
-
-def find(tx: Tx, id: str) -> Incident | None:
-    row = tx.conn.execute(select(incident.c.data).where(incident.c.id == id)).first()
-    return Incident.model_validate_json(row.data) if row else None
+    return _documents.save(
+        tx,
+        value.id,
+        value,
+        node=value.node,
+        state=value.state.value,
+        began_at=value.began_at,
+        ended_at=value.ended_at,
+    )
 
 
 def open_ones(tx: Tx) -> list[Incident]:
     """Of every node that has not returned, oldest first."""
     query = select(incident.c.data).where(incident.c.state != IncidentState.CLOSED.value).order_by(incident.c.id)
-    return [Incident.model_validate_json(row.data) for row in tx.conn.execute(query)]
+    return _documents.all(tx, query)
 
 
 def open_of(tx: Tx, node: str) -> Incident | None:
@@ -42,8 +39,7 @@ def open_of(tx: Tx, node: str) -> Incident | None:
         .where(incident.c.node == node, incident.c.state != IncidentState.CLOSED.value)
         .order_by(incident.c.id.desc())
     )
-    row = tx.conn.execute(query).first()
-    return Incident.model_validate_json(row.data) if row else None
+    return _documents.first(tx, query)
 
 
 def page(
@@ -56,10 +52,5 @@ def page(
     if node is not None:
         query = query.where(incident.c.node == node)
     rows = list(tx.conn.execute(query.order_by(incident.c.id.desc()).limit(limit + 1)))
-    items = [Incident.model_validate_json(row.data) for row in rows[:limit]]
+    items = [_documents.read(row.data) for row in rows[:limit]]
     return items, (rows[limit - 1].id if len(rows) > limit else None)
-
-
-def forget_old(tx: Tx, before: float) -> None:
-    """Those that ended before a time, seconds since 1970."""
-    tx.conn.execute(delete(incident).where(incident.c.ended_at < before))

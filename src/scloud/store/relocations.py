@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, select
 
 from scloud.model.relocations import Relocation
 from scloud.store.database import Tx
+from scloud.store.documents import Documents
 from scloud.store.tables import relocation
 
 PREFIX = "rel"
 
 
+_documents = Documents(relocation, Relocation)
+find = _documents.find
+forget_old = _documents.forget_old
+
+
 def save(tx: Tx, value: Relocation) -> Relocation:
     """Keep it, new or changed."""
-    values = {
-        "kind": value.kind,
-        "subject": value.subject,
-        "began_at": value.began_at,
-        "ended_at": value.ended_at,
-        "data": value.model_dump_json(),
-    }
-    done = tx.conn.execute(update(relocation).where(relocation.c.id == value.id).values(**values))
-    if done.rowcount == 0:
-        tx.conn.execute(insert(relocation).values(id=value.id, **values))
-    tx.touch(f"relocation/{value.id}")
-    return value
-
-
-def find(tx: Tx, id: str) -> Relocation | None:
-    row = tx.conn.execute(select(relocation.c.data).where(relocation.c.id == id)).first()
-    return Relocation.model_validate_json(row.data) if row else None
+    return _documents.save(
+        tx,
+        value.id,
+        value,
+        kind=value.kind,
+        subject=value.subject,
+        began_at=value.began_at,
+        ended_at=value.ended_at,
+    )
 
 
 def newest(tx: Tx, kind: str, subject: str, limit: int = 1) -> list[Relocation]:
@@ -40,7 +38,7 @@ def newest(tx: Tx, kind: str, subject: str, limit: int = 1) -> list[Relocation]:
         .order_by(relocation.c.id.desc())
         .limit(limit)
     )
-    return [Relocation.model_validate_json(row.data) for row in tx.conn.execute(query)]
+    return _documents.all(tx, query)
 
 
 def open_of(tx: Tx, kind: str, subject: str) -> Relocation | None:
@@ -52,8 +50,3 @@ def open_of(tx: Tx, kind: str, subject: str) -> Relocation | None:
 def forget_subject(tx: Tx, subject: str) -> None:
     """All of a node that is taken out of the cloud."""
     tx.conn.execute(delete(relocation).where(relocation.c.subject == subject))
-
-
-def forget_old(tx: Tx, before: float) -> None:
-    """Those that ended before a time, seconds since 1970."""
-    tx.conn.execute(delete(relocation).where(relocation.c.ended_at < before))
