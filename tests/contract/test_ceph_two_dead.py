@@ -81,16 +81,18 @@ async def wait_with_two_dead(adopted: Adopted, dead: list[int]) -> None:
     assert "nothing is lost" in said and "rebuilt on other hosts" in said
 
 
-async def test_a_key_that_is_not_the_clusters_is_refused_and_nothing_is_left(rig: CephRig, tmp_path: Path) -> None:
+async def test_a_key_that_is_not_the_clusters_is_refused_and_nothing_is_left(
+    eight_hosts: CephRig, tmp_path: Path
+) -> None:
     async with Cloud(tmp_path) as cloud:
-        made = Adopted(cloud, rig)
+        made = Adopted(cloud, eight_hosts)
         await made.join()
         made.node.stores = gone
-        users = {entry["entity"] for entry in rig.mon("auth ls")["auth_dump"]}
+        users = {entry["entity"] for entry in eight_hosts.mon("auth ls")["auth_dump"]}
         spec = made.spec("AQBSdFhnAAAAABAAQ1ihzvQ8gmv7PCPDBNPIBA==")
         op = await cloud.admin.end("POST", "/storage-clusters", {"name": "wrong", "spec": spec}, state="failed")
         assert "does not take the key" in op["message"]
-        assert {entry["entity"] for entry in rig.mon("auth ls")["auth_dump"]} == users
+        assert {entry["entity"] for entry in eight_hosts.mon("auth ls")["auth_dump"]} == users
         await cloud.admin.end("DELETE", "/storage-clusters/wrong")
         assert await cloud.admin.list("/storage-clusters") == []
         await made.control.close()
