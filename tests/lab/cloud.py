@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -458,34 +456,6 @@ class Guest:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
-
-
-class Pinging:
-    """A guest pings an address five times a second from inside; afterwards one knows which answers were missing."""
-
-    EVERY_S = 0.2
-    _numbers = itertools.count()
-
-    def __init__(self, guest: Guest, address: str) -> None:
-        self.guest, self.address = guest, address
-        self.file = f"/tmp/ping.{next(self._numbers)}"
-        guest.run("for pid in $(cat /tmp/ping.*.pid 2>/dev/null); do kill $pid 2>/dev/null; done; rm -f /tmp/ping.*")
-        guest.background(f"echo $$ > {self.file}.pid; exec ping -i {self.EVERY_S} {address} > {self.file} 2>&1")
-        until(lambda: guest.succeeds(f"grep -q seq=2 {self.file}"), f"{guest.name} pings {address}", 15.0)
-
-    def stop(self) -> tuple[int, float]:
-        """(answers, the longest time without any in seconds)."""
-        self.guest.run(
-            f"kill -INT $(cat {self.file}.pid); until grep -q transmitted {self.file}; do usleep 50000; done"
-        )
-        text = self.guest.run(f"cat {self.file}; rm {self.file}*")
-        answered = sorted({int(number) for number in re.findall(r"seq=(\d+)", text)})
-        match = re.search(r"(\d+) packets transmitted", text)
-        assert match is not None and answered, text[-300:]
-        # The last one may still have been on its way.
-        edges = [*answered, max(int(match[1]) - 1, answered[-1] + 1)]
-        longest = max(after - before for before, after in itertools.pairwise(edges)) - 1
-        return len(answered), longest * self.EVERY_S
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.cloud import Lab, Pinging, until
+from lab.cloud import Lab, until
 from lab.shared import Wide
+from lab.traffic import Pinging
 from scloud.model.errors import CloudError
 from support.figures import Figures
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.cloud import Guest, Lab, Pinging, Refused, concurrently, until
+from lab.cloud import Guest, Lab, Refused, concurrently, until
 from lab.shared import Twins, Wide
+from lab.traffic import Pinging
 from support.figures import Figures
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lab.cloud import Guest, Lab, Pinging, until
+from lab.cloud import Guest, Lab, until
+from lab.traffic import Pinging, Talking
 from lab_ceph.storage import Storage
 from scloud.client.http import Client
 from scloud.model.errors import CloudError, ErrorKind
@@ -21,6 +22,7 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
     mover, watcher = guests["mover"], guests["watcher"]
     disk = next(disk for disk in lab.items("/disks") if disk["spec"]["vm"] == mover.id)
     before, boot = mover.resource, mover.boot_id()
+    talking = Talking(mover, watcher)
     pinging = Pinging(watcher, mover.ip)
     began = time.monotonic()
     lab.ok("vm", "migrate", "mover", "--to", "n2")
@@ -33,6 +35,8 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
     answers, gap = pinging.stop()
     print(f"migrated in {took:.1f} s; longest time without an answer {gap:.1f} s of {answers} answers")
     assert gap < 3.0
+    numbers, silence = talking.stop()
+    print(f"its TCP connection lived on: {numbers} numbers, the longest time without one {silence:.1f} s")
     assert mover.boot_id() == boot, "it was not started anew"
     mover.run("echo kept > /root/kept; sync")
     # What it has is where it is, and nothing is left where it was.
