@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lab.cloud import REPOSITORY, Lab, until
+from lab_ceph.pace import Pace, incoming, vcpu_ticks
 from scloud.lab.plan import need_plan
-from scloud.node.processes import scan
+from scloud.node.processes import Process, scan
 
 LOOK_EVERY_S = 0.25
+BESIDE_S = 3.0
+"""Both nodes of a migration have the disks open for so long before and after there are two processes."""
 Copies = dict[str, list[str]]
 """The nodes that each VM, or disk, is on."""
 
@@ -69,6 +72,10 @@ class Watch:
         self._began = time.monotonic()
         self._programs: dict[str, subprocess.Popen[str]] = {}
         self.running = Seen()
+        """Processes that let their guest run; of the two of a migration it is told by their virtual CPUs' time."""
+        self._pairs: list[tuple[float, tuple[str, ...]]] = []
+        """When a VM had processes on which nodes because it migrated."""
+        self._paces: dict[tuple[int, ...], Pace] = {}
         self.opens = {witness: Seen() for witness in witnesses}
         self._threads = [threading.Thread(target=self._processes)]
         self._threads += [threading.Thread(target=self._watchers, args=(witness,)) for witness in witnesses]
@@ -93,15 +100,24 @@ class Watch:
 
     def _processes(self) -> None:
         while not self._over.is_set():
-            found: Copies = {}
+            found: dict[str, list[Process]] = {}
             at = time.monotonic() - self._began
             for one in scan():
-                node = self._namespaces.get(one.mount_namespace)
-                if one.kind == "qemu" and node is not None:
+                if one.kind == "qemu" and one.mount_namespace in self._namespaces:
                     guest = next(part for part in one.argv if part.startswith("guest="))
-                    found.setdefault(guest.removeprefix("guest=").partition(",")[0], []).append(node)
-            self.running.note(at, {vm: sorted(nodes) for vm, nodes in found.items()})
+                    found.setdefault(guest.removeprefix("guest=").partition(",")[0], []).append(one)
+            self.running.note(at, {vm: self._run(at, processes) for vm, processes in found.items()})
             self._over.wait(LOOK_EVERY_S)
+
+    def _run(self, at: float, processes: list[Process]) -> list[str]:
+        """The nodes on which one VM runs; one node if it comes to another, and runs on only one of them."""
+        nodes = sorted(self._namespaces[one.mount_namespace] for one in processes)
+        if len(processes) != 2 or not any(incoming(one.argv) for one in processes):
+            return nodes
+        self._pairs.append((at, tuple(nodes)))
+        one, other = sorted(one.pid for one in processes)
+        pace = self._paces.setdefault((one, other), Pace())
+        return nodes if pace.both(at, vcpu_ticks(one), vcpu_ticks(other)) else nodes[:1]
 
     def _watchers(self, witness: str) -> None:
         while not self._over.is_set():
@@ -145,8 +161,19 @@ class Watch:
             thread.join()
 
     def twice(self) -> list[tuple[float, str, list[str]]]:
-        """Every VM that ran, and every disk that was open, in two places at any time."""
-        return [one for seen in (self.running, *self.opens.values()) for one in seen.twice()]
+        """Every VM that ran, and every disk that was open, in two places at any time.
+
+        But for disks that the two nodes of a migration have open: there it is QEMU that lets go before the other takes.
+        """
+        opened = [one for seen in self.opens.values() for one in seen.twice()]
+        return [
+            *self.running.twice(),
+            *((at, disk, nodes) for at, disk, nodes in opened if not self._migrating(at, nodes)),
+        ]
+
+    def _migrating(self, at: float, nodes: list[str]) -> bool:
+        """Whether a VM was on its way between these nodes about then."""
+        return any(abs(when - at) < BESIDE_S and between == tuple(nodes) for when, between in list(self._pairs))
 
     def words(self, vm: str, disk: str) -> str:
         """What was seen of one VM, for the figures."""

@@ -48,8 +48,8 @@ class User:
     def _deed(self, client: Client) -> Callable[[Client], None]:
         if not self.alive or (len(self.alive) < MOST and self._chance.random() < 0.5):
             return self._create
-        deeds = [self._delete, self._stop_and_start, self._reboot, self._disk]
-        return self._chance.choices(deeds, [3, 2, 1, 2])[0]
+        deeds = [self._delete, self._stop_and_start, self._reboot, self._disk, self._migrate]
+        return self._chance.choices(deeds, [3, 2, 1, 2, 3])[0]
 
     def _finish(self, client: Client, answer: dict[str, Any]) -> None:
         client.finish(answer["operation"]["id"], timeout=PATIENCE_S)
@@ -88,6 +88,10 @@ class User:
 
     def _reboot(self, client: Client) -> None:
         self._finish(client, client.post(f"/vms/{self._one()}/actions/reboot", {"force": True}))
+
+    def _migrate(self, client: Client) -> None:
+        """Those with a disk in their node's own storage are refused, as are those that do not run."""
+        self._finish(client, client.post(f"/vms/{self._one()}/actions/migrate", {}))
 
     def _disk(self, client: Client) -> None:
         """One that comes and goes."""
