@@ -1,9 +1,9 @@
 """`python -m lab_ceph --minutes 20` in tests/, as root: random faults in a lab of three nodes with a storage cluster.
 
-Three users create, use and delete VMs and disks meanwhile, and a guest writes. Throughout, no VM runs and no disk is
-open in two places. At the end all is healed: what users were promised is so, what runs is what should run, the audit
-is clean, and every write that was acknowledged to the guest is on its disk. The seed is printed; it fixes what is done,
-not when the machine gets round to it.
+Three users create, use, migrate and delete VMs and disks meanwhile, and a guest writes and is migrated. Throughout, no
+VM runs and no disk is open in two places. At the end all is healed: what users were promised is so, what runs is what
+should run, the audit is clean, and every write that was acknowledged to the guest is on its disk. The seed is printed;
+it fixes what is done, not when the machine gets round to it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def chaos(lab: Lab, seconds: float, seed: int) -> Words:
     lab.ok("image", "import", "blank", str(blank), "--format", "raw")
     lab.ok("cluster", "set", "default", "--cpu-overcommit", "16")
     guest, writer = protected.make(lab)
-    tended = Tended(lab, guest, writer, say)
+    tended = Tended(lab, guest, writer, random.Random(f"{seed}.writer"), say)
     faults = Faults(lab, random.Random(seed), say)
     users = [User(lab, f"user{number}", f"{seed}.{number}") for number in range(1, USERS + 1)]
     over = threading.Event()
@@ -102,7 +102,8 @@ def _tell(lab: Lab, faults: Faults, users: list[User], watch: Watch, tended: Ten
     print(f"nodes taken for dead: {len(incidents)}; VMs that were started elsewhere: {recovered}")
     looks = sum(seen.looks for seen in watch.opens.values())
     print(f"looks at QEMU processes: {watch.running.looks}, at RBD watchers: {looks}")
-    print(f"the writing guest died {tended.deaths} times; its last acknowledged block: {tended.acknowledged}")
+    print(f"the writing guest was sent to other nodes {tended.sent} times, and died {tended.deaths} times")
+    print(f"its last acknowledged block: {tended.acknowledged}")
 
 
 def main() -> int:

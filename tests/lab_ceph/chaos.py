@@ -165,10 +165,19 @@ class Faults:
 
 
 class Tended:
-    """A guest that writes; whenever it has died, its disk is compared with what it had said, and it goes on."""
+    """A guest that writes; whenever it has died, its disk is compared with what it had said, and it goes on.
 
-    def __init__(self, lab: Lab, guest: Guest, writer: Writer, say: Callable[[str], None]) -> None:
-        self._lab, self._guest, self._writer, self._say = lab, guest, writer, say
+    Now and then it is sent to another node.
+    """
+
+    MIGRATES = 0.08
+    """How likely in each look, every two seconds or so."""
+
+    def __init__(
+        self, lab: Lab, guest: Guest, writer: Writer, chance: random.Random, say: Callable[[str], None]
+    ) -> None:
+        self._lab, self._guest, self._writer, self._chance, self._say = lab, guest, writer, chance, say
+        self.sent = 0
         self._boot = guest.boot_id()
         self.acknowledged = writer.after + writer.mark()
         self.deaths = 0
@@ -188,8 +197,24 @@ class Tended:
             self._boot = self._guest.boot_id()
         self.acknowledged = self._writer.after + self._writer.mark()
 
+    def _migrate(self, client: Client) -> None:
+        """It is not waited for: faults meet it on its way."""
+        try:
+            client.post(f"/vms/{self._guest.id}/actions/migrate", {})
+        except CloudError as error:
+            self._say(f"the writer does not migrate: {error.message[:160]}")
+        else:
+            self.sent += 1
+            self._say("the writer migrates")
+
     def run(self, over: threading.Event) -> None:
+        with self._lab.own_client() as client:
+            self._run(over, client)
+
+    def _run(self, over: threading.Event, client: Client) -> None:
         while not over.wait(2.0):
+            if self._chance.random() < self.MIGRATES:
+                self._migrate(client)
             try:
                 self.look()
             except (Refused, OSError, TimeoutError, CloudError) as error:
