@@ -38,6 +38,7 @@ class Stream:
     """Lines of a command in a guest, with the moments at which they arrive here."""
 
     def __init__(self, lab: StorageLab, vm: str, command: str) -> None:
+        self.command = command
         self.heard: list[float] = []
         self._process = subprocess.Popen(
             [str(REPO / "scloud"), "vm", "ssh", vm, "--", command],
@@ -56,7 +57,7 @@ class Stream:
         """The longest time without a line, seconds. SystemExit if there was none at all."""
         moments = [moment for moment in self.heard if since <= moment <= until]
         if len(moments) < 2:
-            raise SystemExit("the stream has ended: the migration has broken it off")
+            raise SystemExit(f"nothing more is heard of {self.command!r}: the migration has broken it off")
         return max(after - before for before, after in itertools.pairwise(moments))
 
     def end(self) -> None:
@@ -131,7 +132,7 @@ def main() -> None:
         found = []
         with (
             stream(lab, "watcher", f"ping -i 0.1 {address}") as ping,
-            stream(lab, "watcher", f"nc {address} {PORT}") as tcp,
+            stream(lab, "watcher", f"tail -f /dev/null | nc {address} {PORT}") as tcp,
         ):
             print("        took   libvirt's   downtime   longest gap of pings   of TCP")
             for number in range(runs):
