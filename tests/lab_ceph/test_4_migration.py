@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +15,21 @@ from scloud.client.http import Client
 from scloud.model.errors import CloudError, ErrorKind
 
 
-def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
+@pytest.fixture(scope="module")
+def pair(lab: Lab) -> Iterator[tuple[Guest, Guest]]:
+    """One that moves, and one that watches it; gone afterwards, for they were asked onto their nodes."""
     guests = lab.create_all(
         mover="--node n1 --disk-type standard",
         watcher="--node n3 --disk-type standard",
     )
-    mover, watcher = guests["mover"], guests["watcher"]
+    yield guests["mover"], guests["watcher"]
+    for guest in guests.values():
+        guest.forget()
+    lab.ok("vm", "delete", *guests)
+
+
+def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage, pair: tuple[Guest, Guest]) -> None:
+    mover, watcher = pair
     disk = next(disk for disk in lab.items("/disks") if disk["spec"]["vm"] == mover.id)
     before, boot = mover.resource, mover.boot_id()
     talking = Talking(mover, watcher)
@@ -51,9 +61,11 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("victim", ["source", "target", "manager"])
-def test_whoever_dies_on_the_way_one_copy_runs(lab: Lab, storage: Storage, victim: str) -> None:
+def test_whoever_dies_on_the_way_one_copy_runs(
+    lab: Lab, storage: Storage, pair: tuple[Guest, Guest], victim: str
+) -> None:
     """The memory takes some seconds at this pace: one is killed in the middle of it, and is started again."""
-    mover = Guest(lab, "mover")
+    mover, _ = pair
     boot = mover.boot_id()
     source = str(lab.vm("mover")["status"]["node"])
     target = "n2" if source == "n1" else "n1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from lab.cloud import Lab
+from lab.cloud import Guest, Lab
 from lab_ceph.storage import Storage
 
 
@@ -15,6 +15,16 @@ def test_a_node_is_drained_and_opened_again(lab: Lab, storage: Storage) -> None:
     lab.ok("node", "cordon", *others)  # so that its guests are there without having been asked onto it
     guests = lab.create_all(drained_1="--disk-type standard", drained_2="--disk-type standard")
     lab.ok("node", "uncordon", *others)
+    try:
+        _drain_and_undrain(lab, node, others, guests)
+    finally:
+        lab.ok("node", "undrain", node)
+        for guest in guests.values():
+            guest.forget()
+        lab.ok("vm", "delete", *(guest.name for guest in guests.values()))
+
+
+def _drain_and_undrain(lab: Lab, node: str, others: list[str], guests: dict[str, Guest]) -> None:
     assert {guest.node for guest in guests.values()} == {node}
     boots = {name: guest.boot_id() for name, guest in guests.items()}
     began = time.monotonic()
@@ -34,6 +44,3 @@ def test_a_node_is_drained_and_opened_again(lab: Lab, storage: Storage) -> None:
     print(lab.ok("cluster", "rebalance"))
     print(lab.ok("cluster", "rebalance", "--apply"))
     assert lab.audit()["clean"]
-    for guest in guests.values():
-        guest.forget()
-    lab.ok("vm", "delete", *(guest.name for guest in guests.values()))
