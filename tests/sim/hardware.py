@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
-from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, MoveOptions, MoveRoute
+from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec, Gone, MoveOptions, MoveRoute
 from scloud.drivers.netfunc.fake import FakeNetwork, FakeNetworkFunctions
 from scloud.drivers.netfunc.protocol import VpcServiceSpec
 from scloud.drivers.storage.fake import FakeDisk
@@ -27,6 +27,9 @@ from scloud.model.observed import NodeLoad
 from scloud.reconcile.network import service_name
 
 from .loop import WORLD
+
+if TYPE_CHECKING:
+    from .moves import Migration
 
 IMAGE_MIB = 8
 TRASH_S = 20.0
@@ -167,7 +170,7 @@ class Libvirt(FakeHypervisor):
         start_s: float,
         started: Callable[[str], None],
         pool: PoolDisk,
-        moving: Callable[[str, DomainSpec, MoveRoute, MoveOptions], asyncio.Future[None]],
+        moving: Callable[[str, DomainSpec, MoveRoute, MoveOptions], Migration],
     ) -> None:
         super().__init__(host)
         self._moving = moving
@@ -198,9 +201,12 @@ class Libvirt(FakeHypervisor):
         await super().attach_disk(vm, disk)
         self._started(vm)
 
-    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions, gone: Gone) -> None:
         await self._call("move", vm)
-        await asyncio.shield(self._moving(vm, spec, route, options))
+        migration = self._moving(vm, spec, route, options)
+        await asyncio.shield(migration.given_up)
+        await gone()
+        await asyncio.shield(migration.done)
 
     async def resume(self, vm: str) -> None:
         await super().resume(vm)

@@ -72,7 +72,8 @@ class Road:
 
 
 class Migration:
-    """One of libvirtd's. `run` belongs to no agent; its future tells whoever asked."""
+    """One of libvirtd's. `run` belongs to no agent; its futures tell whoever asked: the source's copy will never run
+    again, and nothing of it is left. Between the two its process closes its disks."""
 
     def __init__(self, world: World, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
         self._world = world
@@ -81,6 +82,7 @@ class Migration:
         self._options = options
         self._source, self._target = world.node(str(route.control)), world.node(str(route.memory))
         self._lives = (self._source.life, self._target.life)
+        self.given_up: asyncio.Future[None] = world.loop.create_future()
         self.done: asyncio.Future[None] = world.loop.create_future()
 
     def _whole(self, here: FakeDomain, there: FakeDomain) -> bool:
@@ -136,10 +138,12 @@ class Migration:
             if self._world.rng.random() < 0.7:
                 self._let(here)
             return self._fail("the target's answer was lost")
-        del source.domains[self._vm]
-        source.publish(DomainEvent(kind="stopped", vm=self._vm))
-        if not self.done.done():
-            self.done.set_result(None)
+        self.given_up.set_result(None)
+        await asyncio.sleep(self._world.rng.uniform(0.0, 2.0))
+        if source.domains.get(self._vm) is here:
+            del source.domains[self._vm]
+            source.publish(DomainEvent(kind="stopped", vm=self._vm))
+        self.done.set_result(None)
         return None
 
     def _let(self, here: FakeDomain) -> None:
@@ -154,6 +158,6 @@ class Migration:
 
     def _fail(self, words: str) -> None:
         self._world.note(f"{self._vm} does not move from {self._source.name} to {self._target.name}: {words}")
-        if not self.done.done():
-            self.done.set_exception(CloudError(ErrorKind.ENGINE, f"move {self._vm}: {words}"))
-            self.done.exception()
+        for future in (self.given_up, self.done):
+            future.set_exception(CloudError(ErrorKind.ENGINE, f"move {self._vm}: {words}"))
+            future.exception()

@@ -333,10 +333,10 @@ class AgentProcess:
         world.note(f"agent of {self.name} starts")
         life.spawn(self._main(self.daemon))
 
-    def _begin_move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> asyncio.Future[None]:
+    def _begin_move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> Migration:
         move = Migration(self._world, vm, spec, route, options)
         self._world.loop.create_task(move.run(), context=WORLD)
-        return move.done
+        return move
 
     def _open_pool(self, client: str) -> Any:
         def trouble(method: str) -> None:

@@ -65,14 +65,18 @@ class Departures:
         options = MoveOptions(bandwidth_mib_s=move.bandwidth_mib_s, downtime_ms=move.downtime_ms, stuck=move.stuck)
         try:
             async with self._passages.route(vm.id, move.target, move.address) as way:
-                await self._hypervisor.move(vm.id, way.spec, way.route, options)
-                self._errors[vm.id] = ""
-                await way.release()
+
+                async def gone() -> None:
+                    self._errors[vm.id] = ""
+                    try:
+                        await way.release()
+                    except OSError as error:  # the manager lets it run there
+                        log.warning("telling node %s that %s may run: %s", move.target, vm.id, error)
+
+                await self._hypervisor.move(vm.id, way.spec, way.route, options, gone)
         except (CloudError, OSError) as error:
             log.warning("moving %s to node %s: %s", vm.id, move.target, error)
-            if vm.id in self._errors:  # it is gone from here: the manager lets it run there
-                return
-            self._errors[vm.id] = str(error) or type(error).__name__
+            self._errors.setdefault(vm.id, str(error) or type(error).__name__)
         finally:
             self._changed(f"vm/{vm.id}")
 

@@ -20,6 +20,7 @@ from scloud.drivers.hypervisor.protocol import (
     DomainFacts,
     DomainFigures,
     DomainSpec,
+    Gone,
     MoveOptions,
     MoveRoute,
     NicDevice,
@@ -307,7 +308,7 @@ class FakeHypervisor:
             raise CloudError(ErrorKind.CONFLICT, f"{spec.vm} is here already")
         self._check_secrets(*spec.disks)
 
-    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions, gone: Gone) -> None:
         await self._call("move", vm)
         source, target = self.host, HOSTS[str(route.control)]
         domain = self._running(vm, f"move {vm}")
@@ -337,6 +338,7 @@ class FakeHypervisor:
         del source.domains[vm]
         source.publish(DomainEvent(kind="stopped", vm=vm))
         target.publish(DomainEvent(kind="started", vm=vm))
+        await gone()
 
     async def move_progress(self, vm: str) -> MoveProgress | None:
         await self._call("move_progress", vm)

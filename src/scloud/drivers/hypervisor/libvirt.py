@@ -39,6 +39,7 @@ from scloud.drivers.hypervisor.domain_xml import (
     nic_element,
     view_of,
 )
+from scloud.drivers.hypervisor.farewell import Farewell
 from scloud.drivers.hypervisor.libvirt_move import (
     MOVE_TIMEOUT_S,
     PAUSED_BY_MOVE,
@@ -54,6 +55,7 @@ from scloud.drivers.hypervisor.protocol import (
     DomainFacts,
     DomainFigures,
     DomainSpec,
+    Gone,
     MoveOptions,
     MoveRoute,
     NicDevice,
@@ -127,10 +129,12 @@ class LibvirtHypervisor:
         *,
         uri: str = "qemu:///system",
         state_dir: Path = Path("/run/libvirt/qemu"),
+        log_dir: Path = Path("/var/log/libvirt/qemu"),
         call_timeout_s: float = 30.0,
     ) -> None:
         self._accelerator: Accelerated = accelerator
         self._state_dir = state_dir
+        self._log_dir = log_dir
         self._listeners: set[asyncio.Queue[DomainEvent]] = set()
         self._removals = _Removals()
         self._secrets = Secrets()
@@ -297,7 +301,8 @@ class LibvirtHypervisor:
 
         await self._connection.call(f"prepare for {spec.vm}", prepare)
 
-    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions, gone: Gone) -> None:
+        name = await self._with_running(f"move {vm}", vm, lambda domain, view: str(domain.name()))
         begun = False
 
         def go(domain: Any, view: DomainView) -> None:
@@ -307,7 +312,22 @@ class LibvirtHypervisor:
             begun = True
             migrate(domain, spec, route, options)
 
-        await self._with_running(f"move {vm}", vm, go, MOVE_TIMEOUT_S)
+        moving = asyncio.create_task(
+            self._with_running(f"move {vm}", vm, go, MOVE_TIMEOUT_S), name=f"libvirt moves {vm}"
+        )
+        given_up = asyncio.create_task(Farewell(self._log_dir / f"{name}.log").said(), name=f"farewell of {vm}")
+        try:
+            await asyncio.wait({moving, given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if early := not moving.done():
+                await given_up
+                await gone()
+            await moving
+            if not early:
+                await gone()
+        finally:
+            for task in (moving, given_up):
+                task.cancel()
+            await asyncio.gather(moving, given_up, return_exceptions=True)
 
     async def move_progress(self, vm: str) -> MoveProgress | None:
         return await self._with(f"ask how far {vm} has moved", vm, progress_of)

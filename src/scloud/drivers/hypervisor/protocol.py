@@ -6,9 +6,9 @@ exist is `CloudError(NOT_FOUND)`, except `destroy` and `undefine`, which then ha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
@@ -71,6 +71,9 @@ class DomainFacts(Value):
     disks: tuple[str, ...]
     nics: tuple[str, ...]
     pid: int | None = None
+
+
+Gone: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class MoveRoute(Value):
@@ -190,13 +193,14 @@ class Hypervisor(Protocol):
         """Whatever a domain with this spec needs beside its disks and taps, to come here from another node."""
         ...
 
-    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
+    async def move(self, vm: str, spec: DomainSpec, route: MoveRoute, options: MoveOptions, gone: Gone) -> None:
         """Bring a running domain to another node, live. `spec` says where its disks, console and taps are there.
 
-        Returns when all of it is there, `complete`, and it is no more here: it runs once it is let (`resume`), so that
-        it never runs twice; with `stuck="post-copy"` alone it runs there by itself. `CloudError` if it broke off: what
-        is here then says whether the guest runs on (it does in nearly every case), or is held because nobody knows
-        whether it is there.
+        `gone` is awaited once all of it is there, `complete`, and it is certain never to run here again: there it runs
+        once it is let (`resume`), so that it never runs twice; with `stuck="post-copy"` alone it runs there by itself.
+        Returns when nothing of it is left here, which may be seconds after `gone`: its process closes its disks first.
+        `CloudError` if it broke off: what is here then says whether the guest runs on (it does in nearly every case),
+        or is held because nobody knows whether it is there.
         """
         ...
 
