@@ -121,8 +121,10 @@ def main() -> None:
         serve = f"(while :; do (while echo x; do usleep 10000; done) | nc -l -p {PORT}; done) > /dev/null 2>&1 &"
         lab.scloud("vm", "ssh", "mover", "--", serve)
         found: list[tuple[Run, Moved]] = []
-        twin = Twin(lab, _domain(lab, vm["id"], BETWEEN[0]), *BETWEEN)
-        twin.wait_booted(cpu_seconds(lab, BETWEEN[0], _domain(lab, vm["id"], BETWEEN[0])))
+        here = vm["status"]["node"]
+        domain = _domain(lab, vm["id"], here)
+        twin = Twin(lab, domain, here, next(name for name in BETWEEN if name != here))
+        twin.wait_booted(cpu_seconds(lab, here, domain))
         with (
             stream(lab, "watcher", f"ping -i 0.1 {address}") as ping,
             stream(lab, "watcher", f"tail -f /dev/null | nc {address} {PORT}") as tcp,

@@ -12,9 +12,9 @@ import time
 import uuid
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from pathlib import Path
 
 import rbd
+
 from storage_lab import StorageLab
 
 NAME = "twin"
@@ -64,9 +64,12 @@ class Twin:
     def _disk(self, tree: ET.Element) -> None:
         source = _only(tree, ".//disk/source[@protocol='rbd']")
         pool, image = source.attrib["name"].split("/")
-        with self._lab.cluster(self._node) as cluster, cluster.open_ioctx(pool) as context:
-            with rbd.Image(context, image, read_only=True) as original:
-                original.copy(context, NAME)
+        with (
+            self._lab.cluster(self._node) as cluster,
+            cluster.open_ioctx(pool) as context,
+            rbd.Image(context, image, read_only=True) as original,
+        ):
+            original.copy(context, NAME)
         source.set("name", f"{pool}/{NAME}")
 
     def _own(self, tree: ET.Element) -> None:
