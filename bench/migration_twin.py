@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import time
 import uuid
 import xml.etree.ElementTree as ET
@@ -71,6 +72,10 @@ class Twin:
         ):
             original.copy(context, NAME)
         source.set("name", f"{pool}/{NAME}")
+        seed = _only(tree, ".//disk/source[@file]")
+        copy = self._lab.root / f"{NAME}.iso"  # the original's stays on the node where it is
+        shutil.copyfile(seed.attrib["file"], copy)
+        seed.set("file", str(copy))
 
     def _own(self, tree: ET.Element) -> None:
         """Whatever two domains cannot both have."""
