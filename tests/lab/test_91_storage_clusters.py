@@ -6,6 +6,7 @@ Objects are written with a node's own key, and read back after everything that i
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +209,38 @@ def test_a_device_that_dies_while_it_is_added_is_told_of_and_leaves_nothing(stor
     folder = lab.node_root("n1") / "ceph" / cluster(lab)["id"]
     assert len(list(folder.glob("osd.*"))) == 1, list(folder.glob("*"))
     assert lab.audit()["clean"]
+    read_all(lab)
+
+
+def test_copies_are_kept_in_different_racks_by_the_nodes_labels(stored: Lab) -> None:
+    lab = stored
+    for number, node in enumerate(NODES, 1):
+        lab.ok("node", "label", node, f"rack=r{number}", "datacenter=d1")
+    places = {
+        "n1": {"datacenter": "d1", "rack": "r1", "host": "n1"},
+        "n2": {"datacenter": "d1", "rack": "r2", "host": "n2"},
+        "n3": {"datacenter": "d1", "rack": "r3", "host": "n3"},
+    }
+    until(
+        lambda: {osd["node"]: osd["place"] for osd in cluster(lab)["status"]["osds"]} == places,
+        "the tree is as the labels say",
+        30.0,
+    )
+    shown = lab.ok("storage-cluster", "show", CLUSTER)
+    assert "datacenter d1" in shown and "rack r2" in shown
+    lab.ok("pool", "create", "racks", "--cluster", CLUSTER, "--fault-domain", "rack")
+    with access(lab, "n1") as handle:
+        code, out, words = handle.mon_command('{"prefix": "osd crush rule dump", "format": "json"}', b"")
+    assert code == 0, words
+    racks = lab.show("pools", "racks")["spec"]["rados_name"]
+    steps = [step for rule in json.loads(out) if racks in rule["rule_name"] for step in rule["steps"]]
+    assert [step["type"] for step in steps if "type" in step] == ["rack"]
+    problem = lab.refused("pool", "create", "sites", "--cluster", CLUSTER, "--fault-domain", "datacenter")
+    assert "datacenter" in problem["detail"] and "fault domain rack" in problem["detail"]
+    problem = lab.refused("node", "label", "n3", "rack=r2")
+    assert problem["code"] == "conflict" and "pool 'racks'" in problem["detail"]
+    until(lambda: healthy(lab), "healthy in racks", 60.0)
+    lab.ok("pool", "delete", "racks")
     read_all(lab)
 
 
