@@ -79,13 +79,20 @@ class Checks:
                 self._buried.add(row.id)
         world.dead_ids.update(id for id in self._seen if id not in by_id)
         self._seen = {row.id: row.kind for row in rows}
+        left_over = {
+            disk
+            for row in rows
+            if row.kind == Kind.VM
+            for disks in row.status_as(VmStatus).leftovers.values()
+            for disk in disks
+        }
         for node in world.nodes:
             machine = node.hardware
             for vm, domain in machine.host.domains.items():
                 if vm in world.dead_ids and not world.harmless(node, domain.disks):
                     world.violation(f"{vm} was deleted, and has a domain on {node.name}")
             for disk in machine.disk.volumes:
-                if disk in world.dead_ids:
+                if disk in world.dead_ids and disk not in left_over:
                     world.violation(f"{disk} was deleted, and has bytes on {node.name}")
         for disk in world.pool_disk.volumes:
             if disk in world.dead_ids:
@@ -137,6 +144,7 @@ class Checks:
                     coming = due.setdefault(move.target, [0, 0, 0])
                     coming[0] += spec.cpus
                     coming[1] += spec.memory_mib
+                    coming[2] += sum(copy.size_mib for copy in move.copies)
             elif row.kind == Kind.DISK:
                 mine[2] += row.spec_as(DiskSpec).size_mib
         promised = world.base.read_now(usage.usages)

@@ -61,7 +61,7 @@ class Road:
             if (life := there.life) is not None and there.road is road:
                 life.spawn(road.released(vm))
 
-        yield Way(spec, MoveRoute(control=Path(self._node.id), memory=Path(target)), release)
+        yield Way(spec, MoveRoute(control=Path(self._node.id), memory=Path(target), disks=Path()), release)
 
     def _reaches(self, other: AgentProcess) -> bool:
         cut = self._world.pool_disk.cut_off
@@ -112,6 +112,8 @@ class Migration:
         there = replace(here, spec=self._spec, paused=True, moving=True, pid=None)
         there.disks = {disk.disk: disk for disk in self._spec.disks}
         there.nics = {nic.nic: nic for nic in self._spec.nics}
+        if not self._copy():
+            return self._fail("there is no room for its disks")
         target.domains[self._vm] = there
         source.moves[self._vm] = cancelled = asyncio.Event()
         try:
@@ -130,6 +132,7 @@ class Migration:
             self._drop(there)
             self._let(here)
             return self._fail("the connection broke off")
+        self._copy()
         target.last_pid += 1
         there.pid, there.moving, there.complete = target.last_pid, False, True
         await asyncio.sleep(self._world.rng.uniform(0.0, 0.1))
@@ -145,6 +148,15 @@ class Migration:
             source.publish(DomainEvent(kind="stopped", vm=self._vm))
         self.done.set_result(None)
         return None
+
+    def _copy(self) -> bool:
+        """The bytes of disks in the source's own storage. False if nobody has made room for them."""
+        source, target = self._source.hardware.disk.volumes, self._target.hardware.disk.volumes
+        for disk in self._options.copies:
+            if disk not in source or disk not in target or source[disk].size_mib != target[disk].size_mib:
+                return False
+        target.update({disk: replace(source[disk], snapshots={}) for disk in self._options.copies})
+        return True
 
     def _let(self, here: FakeDomain) -> None:
         if self._source.hardware.host.domains.get(self._vm) is here and here.running:

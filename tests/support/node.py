@@ -199,7 +199,7 @@ class ScriptedNode:
             return self.stores(item)
         if isinstance(item, DesiredVm):
             state = {"on": "running", "off": "stopped", "absent": "absent"}[item.power]
-            more: dict[str, Any] = {"cpus": item.cpus, "memory_mib": item.memory_mib}
+            more: dict[str, Any] = {"cpus": item.cpus, "memory_mib": item.memory_mib, "dropped": item.leftovers}
         elif isinstance(item, DesiredDisk):
             taken = tuple((kept.id, item.size_mib) for kept in item.snapshots if not kept.absent)
             state, more = ("absent" if item.absent else "ready"), {"used_mib": 1, "snapshots": taken}

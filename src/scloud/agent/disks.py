@@ -20,6 +20,7 @@ from scloud.drivers.hypervisor.protocol import DiskSource
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, Storage
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.migrations import DiskCopy
 from scloud.model.observed import Observed
 from scloud.model.snapshots import DiskLimits
 from scloud.reconcile.disk import (
@@ -139,12 +140,28 @@ class Disks:
         place = await within("query", f"locating disk {disk}", self._stores.of(desired.pool).locate(disk))
         return DiskSource(disk=disk, place=place, limits=desired.limits)
 
-    async def source_in(self, disk: str, pool: str | None) -> DiskSource:
+    async def source_in(self, disk: str, pool: str) -> DiskSource:
         """The same, of a disk of a pool that another node is told of. Limits move with the guest."""
-        if pool is None:
-            raise CloudError(ErrorKind.CONFLICT, f"disk {disk} is in its node's own storage")
         place = await within("query", f"locating disk {disk}", self._stores.of(pool).locate(disk))
         return DiskSource(disk=disk, place=place)
+
+    async def make_room(self, copy: DiskCopy) -> DiskSource:
+        """Of a disk of another node's own storage: an empty one here, which the hypervisor there fills."""
+        await self.drop_copy(copy.disk)
+        async with self.hold([copy.disk]):
+            storage = self._stores.of(None)
+            making = storage.create(copy.disk, copy.size_mib, None, copy.incarnation)
+            await within("disk", f"making room for disk {copy.disk}", making)
+            place = await within("query", f"locating disk {copy.disk}", storage.locate(copy.disk))
+        return DiskSource(disk=copy.disk, place=place)
+
+    async def drop_copy(self, disk: str) -> None:
+        """What is here of a disk whose bytes count elsewhere. `CloudError(CONFLICT)` if this node has the disk."""
+        async with self.hold([disk]):
+            if f"disk/{disk}" in self._journal.desired or self._usage.disk_open_by(disk) is not None:
+                raise CloudError(ErrorKind.CONFLICT, f"disk {disk} is this node's: its bytes are not to be deleted")
+            storage = self._stores.of(None)
+            await within("delete", f"deleting what is here of disk {disk}", storage.delete(disk))
 
     async def _here(self, disk: str, storage: Storage) -> DiskHere | None:
         facts = await within("query", f"looking at disk {disk}", storage.show(disk))

@@ -62,7 +62,12 @@ class Departures:
         return await self._ended(vm, move, await self._hypervisor.show(vm.id))
 
     async def _go(self, vm: DesiredVm, move: MoveOut) -> None:
-        options = MoveOptions(bandwidth_mib_s=move.bandwidth_mib_s, downtime_ms=move.downtime_ms, stuck=move.stuck)
+        options = MoveOptions(
+            copies=frozenset(move.copies),
+            bandwidth_mib_s=move.bandwidth_mib_s,
+            downtime_ms=move.downtime_ms,
+            stuck=move.stuck,
+        )
         try:
             async with self._passages.route(vm.id, move.target, move.address) as way:
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 FOLDER = Path("/run/libvirt/scloud")
 """On both nodes the same, and each node's own."""
 LIBVIRT = Path("/run/libvirt/libvirt-sock")
+WAYS = ("control", "memory", "disks")
+"""What the hypervisor speaks over: fields of `MoveRoute`."""
 FIRST_FRAME_S = 10.0
 CHUNK = 256 * 1024
 
@@ -151,7 +153,7 @@ class TlsPassages:
             if await peer.read(1) and hello.vm in self._expected:
                 await self.released(hello.vm)
             return
-        path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, "memory")
+        path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, hello.way)
         # A task of its own: a VM that is not expected any more does not come, though its bytes are on their way.
         task: asyncio.Task[object] = asyncio.ensure_future(self._relay(peer, path))
         self._arriving[hello.vm].add(task)
@@ -182,7 +184,7 @@ class TlsPassages:
             raise CloudError(ErrorKind.CONFLICT, f"node {target}: {answer.error[1]}")
         spec = DomainSpec.model_validate(answer.spec)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        route = MoveRoute(control=self._socket(vm, "control"), memory=self._socket(vm, "memory"))
+        sockets = {way: self._socket(vm, way) for way in WAYS}
         tasks: set[asyncio.Task[None]] = set()
 
         def accept(way: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
@@ -197,15 +199,15 @@ class TlsPassages:
         releasing = await self._dial(target, address)  # now, so that it takes no time when the guest waits for it
         try:
             await releasing.send(MoveHello(vm=vm, way="release"))
-            for way, path in (("control", route.control), ("memory", route.memory)):
+            for way, path in sockets.items():
                 path.unlink(missing_ok=True)
                 servers.append(await asyncio.start_unix_server(accept(way), str(path), limit=CHUNK))
-            yield Way(spec, route, lambda: releasing.write(b"r"))
+            yield Way(spec, MoveRoute(**sockets), lambda: releasing.write(b"r"))
         finally:
             await releasing.close()
             for server in servers:
                 server.close()
-            for path in (route.control, route.memory):
+            for path in sockets.values():
                 path.unlink(missing_ok=True)
             # What was said last is still on its way: the hypervisor has closed its ends by now.
             if tasks:

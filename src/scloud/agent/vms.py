@@ -139,7 +139,7 @@ class Vms:
                     self._report_failure(desired, plan, error)
                     raise error
                 if plan.observed.state == "absent":
-                    await self._clean_up(vm)
+                    await self._clean_up(desired)
                     if left := [nic for nic in desired.nics if self._network.has_tap(nic)]:
                         # Its taps are told by other objects, which may be dropped once this is said to be gone.
                         reason = f"the taps of {', '.join(left)} are being removed"
@@ -147,6 +147,8 @@ class Vms:
                         self._board.put(plan.observed.model_copy(update=update))
                         self._touch(desired)
                         return self.workers.now() + UNDONE_S
+                    self._board.put(plan.observed.model_copy(update={"dropped": desired.leftovers}))
+                    return plan.wake_at
                 self._board.put(plan.observed)
                 return plan.wake_at
             if self.workers.failures(key) < FAILED_AFTER:
@@ -209,12 +211,24 @@ class Vms:
             )
             return None
         order = [disk.id for disk in sorted(desired.disks, key=lambda disk: not disk.system)]
-        sources = [await self._disks.source_in(disk, move.pools.get(disk)) for disk in order]
+        copies = {copy.disk: copy for copy in move.copies}
+        sources = [
+            await self._disks.make_room(copies[disk])
+            if disk in copies
+            else await self._disks.source_in(disk, self._pool_of(disk, move))
+            for disk in order
+        ]
         spec = await self._spec(desired, sources)
         await within("query", f"preparing for {desired.id}", self._hypervisor.prepare_move(spec))
         address = await self._passages.expect(desired.id, move.source, spec)
         self._prepared[desired.id] = MoveSeen(number=move.number, state="ready", address=address)
         return self._prepared[desired.id]
+
+    @staticmethod
+    def _pool_of(disk: str, move: MoveIn) -> str:
+        if (pool := move.pools.get(disk)) is None:
+            raise CloudError(ErrorKind.CONFLICT, f"disk {disk} was attached meanwhile; migrate it again")
+        return pool
 
     def _say(self, desired: DesiredVm, seen: MoveSeen) -> None:
         state: Literal["running", "working"] = "running" if seen.state in ("copying", "stays", "arrived") else "working"
@@ -421,7 +435,10 @@ class Vms:
             await within("plug", f"attaching disk {disk} to {desired.id}", attaching)
         return True
 
-    async def _clean_up(self, vm: str) -> None:
-        """Remove what the VM leaves beside its disks."""
+    async def _clean_up(self, desired: DesiredVm) -> None:
+        """Remove what the VM leaves beside its disks, and of them what counts elsewhere."""
+        vm = desired.id
+        for disk in desired.leftovers:
+            await self._disks.drop_copy(disk)
         await within("delete", f"removing the NoCloud disk of {vm}", self._seeds.remove(vm))
         self._settings.log_of(vm).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from scloud.controllers import migration
 from scloud.controllers.manager import Manager
 from scloud.controllers.storage import auditing
 from scloud.model.errors import CloudError
@@ -73,7 +74,7 @@ def compare(tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, st
                 row = rows.get(key)
                 if key.startswith("vpc/"):
                     continue  # a VPC's service port is looked at with its namespace
-                if row is None or row.node != node:
+                if row is None or (row.node != node and node not in _on_their_way(row, rows)):
                     where = f"; its owner is on {names.get(row.node or '', 'no node')}" if row else ""
                     findings.append(_finding("error", name, key, f"a {what} without an owner{where}"))
         for key in inventory.namespaces:
@@ -84,6 +85,18 @@ def compare(tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, st
         _finding("error", names[node], key, message) for node, key, message in auditing.compare(tx, inventories)
     ]
     return findings + _in_pools(tx, inventories, names, rows)
+
+
+def _on_their_way(row: Resource, rows: Mapping[str, Resource]) -> set[str]:
+    """The nodes where something of a VM, or of what is attached to it, may be besides its own, because it migrates."""
+    vm = row
+    if row.kind in (Kind.DISK, Kind.NIC):
+        spec = row.spec_as(DiskSpec) if row.kind == Kind.DISK else row.spec_as(NicSpec)
+        owner = rows.get(f"vm/{spec.vm}")
+        if owner is None:
+            return set()
+        vm = owner
+    return migration.nodes_of(vm) if vm.kind == Kind.VM else set()
 
 
 def _in_pools(

@@ -11,17 +11,17 @@ from collections.abc import Collection
 
 from sqlalchemy import select
 
-from scloud.controllers import finishing, placement, serving
+from scloud.controllers import finishing, placement, serving, snapshots
 from scloud.controllers.directory import Directory
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.placement import Loads
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
-from scloud.model.migrations import Migration, MoveProgress, MoveSeen, OnStuck
+from scloud.model.migrations import DiskCopy, Migration, MoveProgress, MoveSeen, OnStuck
 from scloud.model.observed import Observed
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
-from scloud.model.statuses import NicStatus, VmStatus
+from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
 from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Verdict, judge, without_source, without_target
 from scloud.store import nodes, operations
 from scloud.store.database import Store, Tx
@@ -69,18 +69,12 @@ def begin(
             ErrorKind.CONFLICT, f"vm '{vm.name}' has GPUs of its node, which cannot migrate: stop it to move it"
         )
     disks, _nics = placement.attached(tx, vm)
-    local = [disk.name for disk in disks if disk.spec_as(DiskSpec).pool is None]
-    if local:
-        raise CloudError(
-            ErrorKind.CONFLICT,
-            f"vm '{vm.name}' cannot be migrated: disk {', '.join(local)} is in its node's own storage; "
-            "move it into a pool first (`scloud disk move`)",
-        )
+    copies = _copies(tx, vm, disks, stuck)
     away = {vm.node, *status.leaving}
     if target is not None and target.id in away:
         reason = "runs there already" if target.id == vm.node else "has left it and is being cleaned up there"
         raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' {reason}: node {target.name}")
-    home = _home(tx, vm, spec, disks, target, away, loads)
+    home = _home(tx, vm, spec, disks, target, away, loads, sum(copy.size_mib for copy in copies))
     move = Migration(
         number=status.migrations + 1,
         source=vm.node,
@@ -89,12 +83,38 @@ def begin(
         stuck=stuck,
         bandwidth_mib_s=bandwidth_mib_s,
         downtime_ms=downtime_ms,
+        copies=copies,
         began_at=tx.now,
     )
     vm = _write(tx, vm, migration=move, migrations=move.number)
     operations.enqueue(tx, f"migrate/{vm.id}")
     message = f"node {home.name} is getting ready"
     return operations.begin(tx, ACTION, vm, seconds=seconds_for(ACTION), message=message)
+
+
+def _copies(tx: Tx, vm: Resource, disks: list[Resource], stuck: OnStuck) -> tuple[DiskCopy, ...]:
+    """Of its disks in its node's own storage, which go with it. `CloudError(CONFLICT)` says why one cannot."""
+    local = {disk.name: disk for disk in disks if disk.spec_as(DiskSpec).pool is None}
+    if local and stuck == "post-copy":
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' cannot be migrated with post-copy: disk {', '.join(local)} is in its node's own storage, "
+            "and is copied; choose another way (`--stuck auto-converge`)",
+        )
+    for name, disk in local.items():
+        if kept := [row.name for row in snapshots.of_disk(tx, disk.id)]:
+            raise CloudError(
+                ErrorKind.CONFLICT,
+                f"vm '{vm.name}' cannot be migrated: disk {name} is in its node's own storage and has snapshots, which "
+                f"cannot go with it: {', '.join(kept[:5])}; delete them",
+            )
+        if disk.node != vm.node or disk.state != State.READY:
+            raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' cannot be migrated: disk {name} is {disk.state}")
+    return tuple(
+        DiskCopy(disk=disk.id, size_mib=spec.size_mib, incarnation=spec.rebuilds)
+        for disk in local.values()
+        for spec in [disk.spec_as(DiskSpec)]
+    )
 
 
 def _home(
@@ -105,10 +125,11 @@ def _home(
     target: Resource | None,
     away: set[str],
     loads: Loads,
+    disk_mib: int = 0,
 ) -> placement.Home:
     pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
     wanted = spec.model_copy(update={"node": target.id if target is not None else None})
-    request = placement.request_for(tx, wanted, 0, exclude=vm.id, pools=pools, away=away)
+    request = placement.request_for(tx, wanted, disk_mib, exclude=vm.id, pools=pools, away=away)
     home = placement.find_home(tx, vm.account, request, loads)
     if home is None:
         reasons = placement.plan(tx, vm.account, request, loads).explain()
@@ -133,7 +154,8 @@ def heard(tx: Tx, vm: Resource, node: str, item: Observed) -> bool:
     """What a node says of a VM that moves, or has left it. False if it is to be taken in like any other report."""
     status = vm.status_as(VmStatus)
     if node in status.leaving and node != vm.node:
-        if item.state == "absent" and item.settled:
+        # An agent that was rid of it before it heard of what else is left says "absent", too.
+        if item.state == "absent" and item.settled and set(status.leftovers.get(node, ())) <= set(item.dropped):
             _left_behind(tx, vm, node)
         return True
     move = status.migration
@@ -167,10 +189,11 @@ def nodes_of(vm: Resource) -> set[str]:
     return {*status.leaving, *((move.source, move.target) if move is not None else ())}
 
 
-def node_lost(tx: Tx, vm: Resource, node: str, others: Collection[str] = ()) -> bool:
-    """The node is certainly dead, as are `others`: nothing is left there, and what comes from or goes there ends.
+def node_lost(tx: Tx, vm: Resource, node: str, others: Collection[str] = (), *, removed: bool = False) -> bool:
+    """The node is certainly dead, as are `others`: nothing runs there, and what comes from or goes there ends.
 
-    True once the VM has its node, whichever that is.
+    True once the VM has its node, whichever that is. Bytes that are left there are deleted when it returns, unless it
+    is `removed` from the cloud for ever.
     """
     move = of(vm)
     if move is not None and node == move.source:
@@ -182,15 +205,17 @@ def node_lost(tx: Tx, vm: Resource, node: str, others: Collection[str] = ()) -> 
     if current is None:
         return True
     status = current.status_as(VmStatus)
-    if node in status.leaving:
+    if node in status.leaving and (removed or not status.leftovers.get(node)):
         current = _left_behind(tx, current, node)
     return of(current) is None
 
 
 def _left_behind(tx: Tx, vm: Resource, node: str) -> Resource:
     """Nothing of it is on a node that it has left."""
-    left = tuple(other for other in vm.status_as(VmStatus).leaving if other != node)
-    vm = _write(tx, vm, leaving=left)
+    status = vm.status_as(VmStatus)
+    left = tuple(other for other in status.leaving if other != node)
+    leftovers = {other: disks for other, disks in status.leftovers.items() if other != node}
+    vm = _write(tx, vm, leaving=left, leftovers=leftovers)
     if vm.gone or vm.state == State.DELETING:
         finishing.finish_vm_deletion(tx, vm)
     return vm
@@ -247,14 +272,30 @@ def _move(tx: Tx, vm: Resource, move: Migration) -> None:
     if target is None:  # taken out of the cloud as lost, and the VM with it
         finishing.lost_with_node(tx, _write(tx, vm, migration=None))
         return
-    nodes.promise(tx, move.source, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    copied = find_many(tx, [copy.disk for copy in move.copies]).values()
+    disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in copied)  # some may have grown on the way
+    nodes.promise(tx, move.source, cpus=-spec.cpus, memory_mib=-spec.memory_mib, disk_mib=-disk_mib)
+    nodes.promise(tx, move.target, disk_mib=disk_mib - _room_of(move))
     leaving = (*(node for node in status.leaving if node != move.target), move.source)
-    vm = _hand_over(tx, vm, target, leaving)
+    vm = _hand_over(tx, _leave_over(tx, vm, move, move.source), target, leaving)
     seen = move.source_seen.progress if move.source_seen is not None else None
     pause = f"; the guest paused {seen.downtime_ms} ms" if seen is not None and seen.downtime_ms is not None else ""
     message = f"runs on node {target.name}{pause}"
     operations.record(tx, vm, "info", f"migrated: {message}")
     _end(tx, vm, OperationState.DONE, message)
+
+
+def _room_of(move: Migration) -> int:
+    """MiB that its copies were promised at the target."""
+    return sum(copy.size_mib for copy in move.copies)
+
+
+def _leave_over(tx: Tx, vm: Resource, move: Migration, node: str) -> Resource:
+    """The bytes of its copied disks count elsewhere: those on `node` are to go."""
+    if not move.copies:
+        return vm
+    leftovers = vm.status_as(VmStatus).leftovers | {node: tuple(copy.disk for copy in move.copies)}
+    return _write(tx, vm, leftovers=leftovers)
 
 
 def _hand_over(tx: Tx, vm: Resource, target: Resource, leaving: tuple[str, ...]) -> Resource:
@@ -263,7 +304,10 @@ def _hand_over(tx: Tx, vm: Resource, target: Resource, leaving: tuple[str, ...])
     vm = save(tx, vm, node=target.id, status=vm.status_as(VmStatus).model_copy(update=update))
     disks, nics = placement.attached(tx, vm)
     for disk in disks:
-        serving.hand_over(tx, disk, target)
+        if disk.spec_as(DiskSpec).pool is not None:
+            serving.hand_over(tx, disk, target)
+        else:
+            save(tx, disk, node=target.id, status=disk.status_as(DiskStatus).model_copy(update={"node": target.name}))
     for nic in nics:
         if nic.spec_as(NicSpec).vm == vm.id:
             state = nic.status_as(NicStatus).model_copy(update={"node": target.name})
@@ -292,9 +336,10 @@ def carry(tx: Tx, vm: Resource, target: Resource, loads: Loads) -> Resource:
 def _stay(tx: Tx, vm: Resource, move: Migration, verdict: Stays) -> Resource:
     """It runs where it ran; the target is told to remove what has come."""
     spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
-    nodes.promise(tx, move.target, cpus=-spec.cpus, memory_mib=-spec.memory_mib)
+    nodes.promise(tx, move.target, cpus=-spec.cpus, memory_mib=-spec.memory_mib, disk_mib=-_room_of(move))
     left = move.target if find(tx, move.target) is not None else None
     leaving = tuple(dict.fromkeys((*status.leaving, *([left] if left else []))))
+    vm = _leave_over(tx, vm, move, move.target) if left else vm
     vm = _write(tx, vm, migration=None, leaving=leaving)
     reason = f"not migrated to node {move.target_name}: {verdict.reason}; it stays where it was"
     operations.record(tx, vm, "info" if verdict.cancelled else "warning", reason)

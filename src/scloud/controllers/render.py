@@ -64,19 +64,21 @@ def vm(row: Resource, disks: Sequence[tuple[str, bool]], nics: Sequence[str]) ->
 def moves(row: Resource, told: DesiredVm, pools: Mapping[str, str]) -> dict[str, DesiredVm]:
     """What each node concerned is told of a VM: its own, the one that it migrates to, those that it has left."""
     status = row.status_as(VmStatus)
-    result = {node: told.model_copy(update={"power": "absent", "force_stop": True}) for node in status.leaving}
+    gone = told.model_copy(update={"power": "absent", "force_stop": True})
+    result = {node: gone.model_copy(update={"leftovers": status.leftovers.get(node, ())}) for node in status.leaving}
     if row.node is not None:
         result[row.node] = told
     move = status.migration
     if move is None or leaving(row):
         return result
-    asked = MoveIn(number=move.number, source=move.source, pools=dict(pools), asked=move.asked)
+    asked = MoveIn(number=move.number, source=move.source, pools=dict(pools), copies=move.copies, asked=move.asked)
     result[move.target] = told.model_copy(update={"move_in": asked})
     if move.phase == "copying":
         out = MoveOut(
             number=move.number,
             target=move.target,
             address=move.address,
+            copies=tuple(copy.disk for copy in move.copies),
             bandwidth_mib_s=move.bandwidth_mib_s,
             downtime_ms=move.downtime_ms,
             stuck=move.stuck,

@@ -62,8 +62,9 @@ def _of_schedule(tx: Tx, disk: str) -> list[Resource]:
 
 
 def _take(tx: Tx, disk: Resource) -> Resource:
-    """Not while the one before is still on its way, nor of a disk that has no bytes: that would only pile up."""
-    if disk.node is None or disk.status_as(DiskStatus).importing:
+    """Not while the one before is still on its way, nor of a disk that has no bytes: that would only pile up; nor of
+    one that goes to another node with its VM."""
+    if disk.node is None or disk.status_as(DiskStatus).importing or snapshots.being_copied(tx, disk):
         return disk
     if any(row.state == State.CREATING for row in _of_schedule(tx, disk.id)):
         operations.record(tx, disk, "warning", "a scheduled snapshot was left out: the one before is not done yet")

@@ -9,6 +9,7 @@ from scloud.model.kinds import PREFIX, Kind, State
 from scloud.model.observed import Observed
 from scloud.model.snapshots import SnapshotSpec, SnapshotStatus
 from scloud.model.specs import DiskSpec
+from scloud.model.statuses import VmStatus
 from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.operations import Operation
@@ -20,10 +21,21 @@ def of_disk(tx: Tx, disk: str) -> list[Resource]:
     return children(tx, Kind.SNAPSHOT, disk)
 
 
+def being_copied(tx: Tx, disk: Resource) -> bool:
+    """It is in its node's own storage and goes to another node with its VM: a snapshot would stay behind."""
+    spec = disk.spec_as(DiskSpec)
+    vm = find(tx, spec.vm) if spec.vm and spec.pool is None else None
+    return vm is not None and vm.status_as(VmStatus).migration is not None
+
+
 def take(
     tx: Tx, disk: Resource, name: str, *, scheduled: bool = False, id: str | None = None
 ) -> tuple[Operation, Resource]:
-    """A new snapshot, and the disk's node told of it."""
+    """A new snapshot, and the disk's node told of it. `CloudError(CONFLICT)` while it is on its way to another node."""
+    if being_copied(tx, disk):
+        raise CloudError(
+            ErrorKind.CONFLICT, f"disk '{disk.name}' is on its way to another node with its VM; wait until it is there"
+        )
     spec = SnapshotSpec(disk=disk.id, scheduled=scheduled)
     status = SnapshotStatus(state=State.CREATING, size_mib=disk.spec_as(DiskSpec).size_mib)
     id = id or tx.new_id(PREFIX[Kind.SNAPSHOT])

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scloud.model.base import Value
-from scloud.model.migrations import OnStuck
+from scloud.model.migrations import DiskCopy, OnStuck
 from scloud.model.snapshots import DiskLimits
 from scloud.model.specs import StoredRule
 
@@ -168,13 +168,15 @@ class VmDisk(Value):
 class MoveOut(Value):
     """At the node that a VM runs on: bring it to `target`, whose agent takes it at `address` (IP:PORT).
 
-    `number` counts the VM's migrations; each is tried once. `bandwidth_mib_s` 0 is no limit. `stuck` is what is done
+    `number` counts the VM's migrations; each is tried once. `copies` are the disks whose bytes go with it.
+    `bandwidth_mib_s` 0 is no limit. `stuck` is what is done
     about a guest that writes faster than is copied. `cancel`: end it, the guest stays.
     """
 
     number: int
     target: str
     address: str
+    copies: tuple[str, ...] = ()
     bandwidth_mib_s: int = 0
     downtime_ms: int = 300
     stuck: OnStuck = "auto-converge"
@@ -182,11 +184,13 @@ class MoveOut(Value):
 
 
 class MoveIn(Value):
-    """At the node that a VM is to come to: from `source`. `pools` are those of the VM's disks, by disk."""
+    """At the node that a VM is to come to: from `source`. `pools` are those of the VM's disks, by disk; the others are
+    `copies`, made here empty and filled by the source."""
 
     number: int
     source: str
     pools: dict[str, str]
+    copies: tuple[DiskCopy, ...] = ()
     asked: int = 0
     """Higher than before: look again at what has come, and say so with this number."""
 
@@ -217,6 +221,8 @@ class DesiredVm(Value):
     move_out: MoveOut | None = None
     move_in: MoveIn | None = None
     """Until this is gone, it is not started or stopped here, only waited for."""
+    leftovers: tuple[str, ...] = ()
+    """Of one that is to be absent: disks in this node's own storage that went with it, or were to come with it."""
 
 
 DesiredObject = Annotated[

@@ -40,6 +40,14 @@ class MoveSeen(Value):
     """Of the target: it was looked at after this was asked."""
 
 
+class DiskCopy(Value):
+    """A disk in its node's own storage, which is copied to the target's while the guest writes on."""
+
+    disk: str
+    size_mib: int
+    incarnation: int = 0
+
+
 class Migration(Value):
     """In a VM's status while it migrates: the VM is `source`'s until the switch is certain. Ids of nodes."""
 
@@ -52,6 +60,7 @@ class Migration(Value):
     bandwidth_mib_s: int = 0
     downtime_ms: int = 300
     stuck: OnStuck = "auto-converge"
+    copies: tuple[DiskCopy, ...] = ()
     cancel: bool = False
     """Asked to end; or its time is over, and then `reason` says so."""
     reason: str = ""

@@ -68,6 +68,8 @@ class Observed(Value):
     """Of a store: the number of each OSD that has one, by its device's uuid."""
     move: MoveSeen | None = None
     """Of a VM that migrates from or to this node."""
+    dropped: tuple[str, ...] = ()
+    """Of a VM that is absent: the `leftovers` of which nothing is here any more."""
 
 
 class VmFigures(Value):

@@ -61,6 +61,8 @@ class VmStatus(Status):
     leaving: tuple[str, ...] = ()
     """Nodes (ids) that the VM has left, or did not come to, and that have not confirmed yet that nothing of it is
     there."""
+    leftovers: dict[str, tuple[str, ...]] = {}
+    """By such a node: disks (ids) whose bytes in its own storage are to be deleted, since they are elsewhere."""
 
 
 class DiskStatus(Status):

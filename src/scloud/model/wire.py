@@ -182,13 +182,13 @@ ca_answer: TypeAdapter[CaAnswer | Refused] = TypeAdapter(Annotated[CaAnswer | Re
 class MoveHello(Value):
     """The first frame of the node that a VM leaves: which VM, and what the connection is for.
 
-    `spec` is answered by a MoveSpec; `control` and `memory` are raw bytes from here on. On `release` one byte says that
-    the VM is gone at the source: it is let run at the target.
+    `spec` is answered by a MoveSpec; `control`, `memory` and `disks` are raw bytes from here on. On `release` one byte
+    says that the VM is gone at the source: it is let run at the target.
     """
 
     t: Literal["move"] = "move"
     vm: str
-    way: Literal["spec", "control", "memory", "release"]
+    way: Literal["spec", "control", "memory", "disks", "release"]
 
 
 class MoveSpec(Value):

@@ -98,6 +98,7 @@ async def test_vms_leave_a_few_at_once_and_nothing_new_comes(cloud: Cloud) -> No
 async def test_who_cannot_leave_is_told_and_leaves_when_it_can(cloud: Cloud) -> None:
     one, two = await rig(cloud, "n1", "n2")
     await vm(cloud, "rooted", one, disk_type=None)
+    await cloud.admin.end("POST", "/snapshots", {"name": "kept", "spec": {"disk": "rooted-system"}})
     id = await vm(cloud, "big", one, memory_mib=8192)
     filler = await vm(cloud, "filler", two, memory_mib=12288, disk_type=None)
     failed = await cloud.admin.end("POST", "/nodes/n1/actions/drain", state="failed")

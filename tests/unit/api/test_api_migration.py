@@ -100,6 +100,76 @@ async def test_one_that_breaks_off_stays(cloud: Cloud) -> None:
     assert (promised(cloud, one), promised(cloud, two)) == (memory, 0)
 
 
+async def local(cloud: Cloud) -> tuple[ScriptedNode, ScriptedNode, str, str]:
+    """(n1, n2, a running VM on n1, its disk in n1's own storage)."""
+    one, two = await cloud.node("n1"), await cloud.node("n2")
+    await cloud.image()
+    vm = await cloud.admin.create("vms", "a", image="micro", node="n1")
+    await cloud.until(cloud.admin, f"/vms/{vm['id']}", "running")
+    (disk,) = await cloud.admin.list("/disks")
+    return one, two, vm["id"], disk["id"]
+
+
+def room(cloud: Cloud, node: ScriptedNode) -> int:
+    return sum(row["disk_mib"] for row in cloud.rows("node_usage", node=node.id))
+
+
+async def test_a_disk_of_its_nodes_own_storage_goes_with_it(cloud: Cloud) -> None:
+    one, two, id, disk = await local(cloud)
+    size = room(cloud, one)
+    answer = await copying(cloud, one, two, id)
+    out, came = told(one, id).move_out, told(two, id).move_in
+    assert out is not None and out.copies == (disk,)
+    assert came is not None and [(copy.disk, copy.size_mib) for copy in came.copies] == [(disk, size)]
+    assert (room(cloud, one), room(cloud, two)) == (size, size)
+    assert f"disk/{disk}" not in two.objects
+    ask = {"name": "s", "spec": {"disk": disk}}
+    problem = await cloud.admin.fail("POST", "/snapshots", ask, status=409, code="conflict")
+    assert "on its way to another node" in problem["detail"]
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    one.holding = True
+    await one.say(seen(id, "left"))
+    await cloud.admin.wait(answer)
+    await one.until(lambda: told(one, id).leftovers == (disk,) and told(one, id).power == "absent")
+    await two.until(lambda: f"disk/{disk}" in two.objects)
+    assert f"disk/{disk}" not in one.objects and told(two, id).leftovers == ()
+    assert (room(cloud, one), room(cloud, two)) == (0, size)
+    # Rid of the VM, but not of the disk's bytes: an agent says so that has not heard of these yet.
+    await one.say(Observed(key=f"vm/{id}", generation=1, state="absent", settled=True))
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["leaving"] == [one.id]
+    await one.release()
+    await one.until(lambda: f"vm/{id}" not in one.objects)
+    status = (await cloud.admin.get(f"/vms/{id}"))["status"]
+    assert (status["leaving"], status["leftovers"]) == ([], {})
+
+
+async def test_of_one_that_breaks_off_the_target_drops_the_copy(cloud: Cloud) -> None:
+    one, two, id, disk = await local(cloud)
+    size = room(cloud, one)
+    answer = await copying(cloud, one, two, id)
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    two.holding = True
+    await one.say(seen(id, "stays", reason="the cable is cut"))
+    await cloud.admin.wait(answer, "failed")
+    await two.until(lambda: told(two, id).leftovers == (disk,) and told(two, id).power == "absent")
+    assert told(one, id).leftovers == () and f"disk/{disk}" in one.objects
+    assert (room(cloud, one), room(cloud, two)) == (size, 0)
+    await two.release()
+    await two.until(lambda: f"vm/{id}" not in two.objects)
+
+
+async def test_a_target_that_connects_anew_keeps_what_has_come(cloud: Cloud) -> None:
+    """The manager has died meanwhile: the guest may run there already."""
+    one, two, vm = await rig(cloud)
+    await copying(cloud, one, two, vm["id"])
+    evicted: list[Any] = []
+    two.answers["evict"] = evicted.append
+    await two.stop()
+    await two.start()
+    await two.until(lambda: told(two, vm["id"]).move_in is not None)
+    assert not evicted
+
+
 async def test_a_source_that_does_not_know_lets_the_target_decide(cloud: Cloud) -> None:
     one, two, vm = await rig(cloud)
     id = vm["id"]
@@ -153,6 +223,10 @@ async def test_what_cannot_move_says_why(cloud: Cloud) -> None:
     assert "runs there already" in problem["detail"]
     local = await cloud.admin.create("vms", "b", image="micro", node="n1")
     await cloud.until(cloud.admin, f"/vms/{local['id']}", "running")
+    post_copy = {"stuck": "post-copy"}
+    problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", post_copy, status=409, code="conflict")
+    assert "its node's own storage, and is copied" in problem["detail"]
+    await cloud.admin.end("POST", "/snapshots", {"name": "kept", "spec": {"disk": "b-system"}})
     problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", {}, status=409, code="conflict")
-    assert "its node's own storage" in problem["detail"]
+    assert "has snapshots, which cannot go with it: kept" in problem["detail"]
     await cloud.lose(one)

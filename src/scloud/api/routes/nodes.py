@@ -187,7 +187,7 @@ async def remove_node(
             )
         op = begin(tx, "node.delete", row)
         for vm in migration.concerning(tx, row.id):
-            migration.node_lost(tx, vm, row.id, others=migration.nodes_of(vm))
+            migration.node_lost(tx, vm, row.id, others=migration.nodes_of(vm), removed=True)
         for item in held:
             finishing.lost_with_node(tx, item)
         relocations.forget_subject(tx, row.id)

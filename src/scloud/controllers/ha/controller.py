@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from scloud.controllers import node_state
+from scloud.controllers import migration, node_state
 from scloud.controllers.directory import Directory
 from scloud.controllers.ha import recovery as moves
 from scloud.controllers.ha.fencing import Fencer, admit, keep_out
@@ -332,10 +332,14 @@ def _views(tx: Tx) -> tuple[NodeView, ...]:
 
 
 def _elsewhere(tx: Tx, node: str, vms: list[str], incident: Incident | None) -> set[str]:
-    """Those that were moved; what was deleted since then has no row any more, but is in the incident."""
+    """Those that were moved; what was deleted since then has no row any more, but is in the incident.
+
+    One that is on its way here may run here already: the manager that had let it may be no more.
+    """
     rows = find_many(tx, vms)
     moved = {item.vm for item in incident.vms if item.vm not in rows} if incident is not None else set()
-    return moved | {id for id, row in rows.items() if row.kind == Kind.VM and row.node != node}
+    vms_there = [row for row in rows.values() if row.kind == Kind.VM and row.node != node]
+    return moved | {row.id for row in vms_there if (move := migration.of(row)) is None or move.target != node}
 
 
 def _record(tx: Tx, conditions: list[tuple[str, str]]) -> None:

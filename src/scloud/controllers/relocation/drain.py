@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scloud.controllers import migration, placement
+from scloud.controllers import migration, placement, snapshots
 from scloud.controllers.placement import Loads
 from scloud.controllers.relocation import moves
 from scloud.controllers.settings import seconds_for
@@ -109,7 +109,8 @@ def _leaver(tx: Tx, vm: Resource, before: VmMove | None) -> Leaver:
     spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
     disks, _nics = placement.attached(tx, vm)
     pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
-    request = placement.request_for(tx, spec, 0, exclude=vm.id, pools=pools, away=status.leaving)
+    copied = sum(disk.size_mib for disk in (row.spec_as(DiskSpec) for row in disks) if disk.pool is None)
+    request = placement.request_for(tx, spec, copied, exclude=vm.id, pools=pools, away=status.leaving)
     stays, later = _obstacle(tx, vm, spec), ""
     if not stays:
         later = _not_yet(tx, vm)
@@ -136,9 +137,11 @@ def _obstacle(tx: Tx, vm: Resource, spec: VmSpec) -> str:
     if spec.gpus:
         return f"it has GPUs of this node{do}"
     local = moves.local_disks(tx, vm)
-    if local:
-        where = f"disk {', '.join(local)} is in this node's own storage"
-        return where if off else f"{where}: stop the VM, and move the disk into a pool if it is to run elsewhere"
+    where = f"disk {', '.join(disk.name for disk in local)} is in this node's own storage"
+    if local and off:
+        return f"{where}; it is copied only with a VM that runs"
+    if any(snapshots.of_disk(tx, disk.id) for disk in local):
+        return f"{where} and has snapshots, which cannot go with it: delete them, or stop the VM"
     if spec.node is not None:
         there = "" if off else f", or bring it away by hand (`scloud vm migrate {vm.name} --to NODE`)"
         return f"it was asked onto this node alone{do}{there}"

@@ -40,9 +40,9 @@ def nodes_of(tx: Tx, cluster: str) -> set[str]:
     return {row.id for row in all_of(tx, Kind.NODE) if row.spec_as(NodeSpec).cluster == cluster}
 
 
-def local_disks(tx: Tx, vm: Resource) -> list[str]:
+def local_disks(tx: Tx, vm: Resource) -> list[Resource]:
     disks, _nics = placement.attached(tx, vm)
-    return [disk.name for disk in disks if disk.spec_as(DiskSpec).pool is None]
+    return [disk for disk in disks if disk.spec_as(DiskSpec).pool is None]
 
 
 def cold(vm: Resource) -> bool:

@@ -1,7 +1,7 @@
 """Live migration in libvirt's words: peer to peer, over UNIX sockets. All of it runs in threads.
 
-The source's libvirtd speaks to the target's through `route.control`, and QEMU to QEMU through `route.memory`: neither
-has an open port. https://libvirt.org/migration.html#migration-over-unix-sockets
+The source's libvirtd speaks to the target's through `route.control`, and QEMU to QEMU through `route.memory` and, for
+disks that are copied, NBD through `route.disks`: none has an open port. https://libvirt.org/migration.html#migration-over-unix-sockets
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from scloud.drivers.hypervisor.domain_xml import moved_xml
+from scloud.drivers.hypervisor.domain_xml import moved_xml, view_of
 from scloud.drivers.hypervisor.protocol import DomainSpec, MoveOptions, MoveRoute
 from scloud.model.migrations import MoveProgress
 
@@ -22,7 +22,8 @@ _MIB = 1024 * 1024
 
 def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOptions) -> None:
     """Returns when it is at the target and gone here."""
-    xml = moved_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE), spec)
+    here = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
+    xml = moved_xml(here, spec)
     flags = (
         libvirt.VIR_MIGRATE_LIVE
         | libvirt.VIR_MIGRATE_PEER2PEER
@@ -42,6 +43,12 @@ def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOption
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml,
         libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: xml,
     }
+    view = view_of(here)
+    if options.copies and view is not None:
+        flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
+        parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{route.disks}"
+        copied = [target for disk, target in view.disks.items() if disk in options.copies]
+        parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = copied
     if options.bandwidth_mib_s:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
     domain.migrateSetMaxDowntime(options.downtime_ms)

@@ -77,16 +77,19 @@ Gone: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class MoveRoute(Value):
-    """UNIX sockets on the node that a VM leaves: behind `control` is the target's hypervisor, behind `memory` whoever
-    listens on the same path at the target."""
+    """UNIX sockets on the node that a VM leaves: behind `control` is the target's hypervisor, behind `memory` and
+    `disks` whoever listens on the same path at the target."""
 
     control: Path
     memory: Path
+    disks: Path
 
 
 class MoveOptions(Value):
-    """`bandwidth_mib_s` 0 is no limit; `downtime_ms` is what the engine may pause the guest for."""
+    """`bandwidth_mib_s` 0 is no limit; `downtime_ms` is what the engine may pause the guest for. `copies` are the disks
+    whose bytes go with it; what there is at the target has their size."""
 
+    copies: frozenset[str] = frozenset()
     bandwidth_mib_s: int = 0
     downtime_ms: int = 300
     stuck: OnStuck = "auto-converge"
