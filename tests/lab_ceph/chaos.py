@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -217,6 +218,7 @@ class Tended:
                 self._migrate(client)
             try:
                 self.look()
-            except (Refused, OSError, TimeoutError, CloudError) as error:
+            except (Refused, OSError, TimeoutError, CloudError, subprocess.TimeoutExpired) as error:
+                # The last: its connection stands, and its storage does not answer.
                 self._guest.forget()
                 self._say(f"the writer cannot be asked: {str(error)[-120:]!r}")
