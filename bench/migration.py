@@ -34,14 +34,17 @@ BETWEEN = ("n1", "n2")
 AIM_MS = 200.0
 
 
+STAMPED = "while read line; do read uptime rest < /proc/uptime; echo $uptime; done"
+
+
 class Stream:
-    """Lines of a command in a guest, with the moments at which they arrive here."""
+    """Lines of a command in a guest: when each came there (by the guest's clock, to 10 ms), and when here."""
 
     def __init__(self, lab: StorageLab, vm: str, command: str) -> None:
         self.command = command
-        self.heard: list[float] = []
+        self.heard: list[tuple[float, float]] = []
         self._process = subprocess.Popen(
-            [str(REPO / "scloud"), "vm", "ssh", vm, "--", command],
+            [str(REPO / "scloud"), "vm", "ssh", vm, "--", f"{command} | {STAMPED}"],
             env=lab.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
@@ -50,12 +53,12 @@ class Stream:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for _ in self._process.stdout:
-            self.heard.append(time.monotonic())
+        for stamp in self._process.stdout:
+            self.heard.append((float(stamp), time.monotonic()))
 
     def gap(self, since: float, until: float) -> float:
         """The longest time without a line, seconds. SystemExit if there was none at all."""
-        moments = [moment for moment in self.heard if since <= moment <= until]
+        moments = [there for there, here in self.heard if since <= here <= until]
         if len(moments) < 2:
             raise SystemExit(f"nothing more is heard of {self.command!r}: the migration has broken it off")
         return max(after - before for before, after in itertools.pairwise(moments))
