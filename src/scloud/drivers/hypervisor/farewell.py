@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-LOOK_EVERY_S = 0.02
+LOOK_EVERY_S = 0.005
 """A file has no event that asyncio knows; this much is lost of the guest's pause, on average half of it."""
 _SAID = b": shutting down, reason=migrated"
 
