@@ -240,13 +240,19 @@ class Lab:
         until(lambda: not self.open_operations(), "all operations have ended", seconds)
         until(lambda: self.audit()["clean"], "a clean audit", seconds, 0.5)
 
-        def as_wanted() -> bool:
-            vms = self.items("/vms", all_accounts=True)
-            should = {vm["id"]: [vm["status"]["node"]] for vm in vms if vm["status"]["state"] == "running"}
-            at_rest = all(vm["status"]["state"] in ("running", "stopped", "error") for vm in vms)
-            return at_rest and self.guests_running() == should
+        def astray() -> dict[str, str]:
+            vms = {vm["id"]: vm["status"] for vm in self.items("/vms", all_accounts=True)}
+            should = {id: [status["node"]] for id, status in vms.items() if status["state"] == "running"}
+            runs = self.guests_running()
+            found = {id: f"runs on {', '.join(runs.get(id, ['no node']))}" for id in should.keys() | runs.keys()
+                     if runs.get(id) != should.get(id)}  # fmt: skip
+            moving = {id: s["state"] for id, s in vms.items() if s["state"] not in ("running", "stopped", "error")}
+            return found | moving
 
-        until(as_wanted, "what is running runs once, on its node, and nothing else", seconds, 0.5)
+        try:
+            until(lambda: not astray(), "what is running runs once, on its node, and nothing else", seconds, 0.5)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {astray()}") from error
         nics = self.items("/nics", all_accounts=True)
         for what in (
             Counter((nic["spec"]["vpc"], nic["spec"]["ip"]) for nic in nics),
