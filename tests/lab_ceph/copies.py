@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from scloud.node.processes import Process, scan
 LOOK_EVERY_S = 0.25
 BESIDE_S = 3.0
 """Both nodes of a migration have the disks open for so long before and after there are two processes."""
+DISK = re.compile(r"\bdsk-[0-9a-z]{16}\b")
+WATCH_S = 35.0
+"""A watch outlives a process that was killed by 30 s (`osd_client_watch_timeout`), and is looked at a little later."""
 Copies = dict[str, list[str]]
 """The nodes that each VM, or disk, is on."""
 
@@ -76,6 +80,8 @@ class Watch:
         self._pairs: list[tuple[float, tuple[str, ...]]] = []
         """When a VM had processes on which nodes because it migrated."""
         self._paces: dict[tuple[int, ...], Pace] = {}
+        self._opened: dict[tuple[str, str], list[float]] = {}
+        """When there were processes that were started with a disk, by disk and node."""
         self.opens = {witness: Seen() for witness in witnesses}
         self._threads = [threading.Thread(target=self._processes)]
         self._threads += [threading.Thread(target=self._watchers, args=(witness,)) for witness in witnesses]
@@ -104,6 +110,8 @@ class Watch:
             at = time.monotonic() - self._began
             for one in scan():
                 if one.kind == "qemu" and one.mount_namespace in self._namespaces:
+                    for disk in set(DISK.findall(" ".join(one.argv))):
+                        self._opened.setdefault((disk, self._namespaces[one.mount_namespace]), []).append(at)
                     guest = next(part for part in one.argv if part.startswith("guest="))
                     found.setdefault(guest.removeprefix("guest=").partition(",")[0], []).append(one)
             self.running.note(at, {vm: self._run(at, processes) for vm, processes in found.items()})
@@ -163,17 +171,27 @@ class Watch:
     def twice(self) -> list[tuple[float, str, list[str]]]:
         """Every VM that ran, and every disk that was open, in two places at any time.
 
-        But for disks that the two nodes of a migration have open: there it is QEMU that lets go before the other takes.
+        But for disks that the two nodes of a migration have open: there it is QEMU that lets go before the other takes;
+        and for the watches that processes leave behind which were killed.
         """
         opened = [one for seen in self.opens.values() for one in seen.twice()]
         return [
             *self.running.twice(),
-            *((at, disk, nodes) for at, disk, nodes in opened if not self._migrating(at, nodes)),
+            *(
+                (at, disk, nodes)
+                for at, disk, nodes in opened
+                if not self._migrating(at, nodes) and sum(not self._left_behind(at, disk, node) for node in nodes) > 1
+            ),
         ]
 
     def _migrating(self, at: float, nodes: list[str]) -> bool:
         """Whether a VM was on its way between these nodes about then."""
         return any(abs(when - at) < BESIDE_S and between == tuple(nodes) for when, between in list(self._pairs))
+
+    def _left_behind(self, at: float, disk: str, node: str) -> bool:
+        """Whether a process that had the disk was on this node shortly before, and was no more about then."""
+        ages = [at - when for when in list(self._opened.get((disk, node), ()))]
+        return any(0 <= age < WATCH_S for age in ages) and not any(abs(age) < 2 * LOOK_EVERY_S for age in ages)
 
     def words(self, vm: str, disk: str) -> str:
         """What was seen of one VM, for the figures."""
