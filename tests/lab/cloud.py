@@ -244,10 +244,10 @@ class Lab:
             vms = {vm["id"]: vm["status"] for vm in self.items("/vms", all_accounts=True)}
             should = {id: [status["node"]] for id, status in vms.items() if status["state"] == "running"}
             runs = self.guests_running()
-            astray = {id for id in should.keys() | runs.keys() if runs.get(id) != should.get(id)}
-            astray |= {id for id, one in vms.items() if one["state"] not in ("running", "stopped", "error")}
+            found = {id for id in should.keys() | runs.keys() if runs.get(id) != should.get(id)}
+            found |= {id for id, one in vms.items() if one["state"] not in ("running", "stopped", "error")}
             known = {id: f"is {one['state']} on {one['node']}: {one['reason']}" for id, one in vms.items()}
-            return {id: f"{known.get(id, 'is nobody')}; runs on {runs.get(id)}" for id in astray}
+            return {id: f"{known.get(id, 'is nobody')}; runs on {runs.get(id)}" for id in found}
 
         try:
             until(lambda: not astray(), "what is running runs once, on its node, and nothing else", seconds, 0.5)
