@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from scloud.controllers import deadlines, imports, node_state, placement, serving, snapshot_schedule, trash
@@ -292,11 +293,16 @@ class Manager:
         lost = await self.store.read(lambda tx: self._lost_nodes(tx, now))
         for node in lost:
             since = now - self._missing_since.get(node, self._started_at)
-            await self.store.write(lambda tx, node=node, since=since: node_state.lost(tx, node, since))  # type: ignore[misc]
+            await self.store.write(partial(self._lost, node, since))
         overdue = await self.store.read(lambda tx: operations.overdue(tx, tx.now))
         if overdue:
             connected = {session.node for session in self.sessions}
             await self.store.write(lambda tx: deadlines.expire(tx, overdue, connected))
+
+    def _lost(self, node: str, since_s: float, tx: Tx) -> None:
+        """Unless it has connected since it was looked for: what `connected` has written then would be written over."""
+        if node not in self.sessions:
+            node_state.lost(tx, node, since_s)
 
     async def _give_up(self, session: Session) -> None:
         self.disconnected(session)

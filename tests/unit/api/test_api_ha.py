@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.cloud import Cloud
 
 
@@ -53,3 +55,14 @@ async def test_it_is_the_administrators(cloud: Cloud) -> None:
     await cloud.alice.fail("GET", "/ha", status=403, code="forbidden")
     await cloud.alice.fail("GET", "/ha/incidents", status=403, code="forbidden")
     assert await cloud.admin.list("/ha/incidents") == []
+
+
+async def test_a_node_that_has_just_connected_is_not_written_down_as_lost(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The periodic check had found it missing a moment before: its connection stands, so nobody would mend that."""
+    node = await cloud.node()
+    manager = cloud.manager
+    monkeypatch.setattr(manager, "_lost_nodes", lambda tx, now: [node.id])
+    await manager._tick()
+    assert (await cloud.admin.get("/nodes/n1"))["status"]["state"] == "ready"

@@ -172,6 +172,8 @@ class HaController:
             row = find(tx, death.node)
             if row is None or incidents.open_of(tx, row.id) is not None:
                 return None
+            if self._sessions.get(death.node) is not None:  # it has connected anew since the verdict
+                return None
             seen = death.suspicion
             order = seen.order
             assert order is not None and seen.probed_at is not None
