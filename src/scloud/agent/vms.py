@@ -102,6 +102,7 @@ class Vms:
         vm = key.partition("/")[2]
         failed: dict[plans.Action, CloudError | OSError] = {}
         undone = 0
+        let_run = False
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredVm):
@@ -121,6 +122,9 @@ class Vms:
                 continue  # something may have come since it was looked at
             if facts is not None and (facts.moving or facts.complete) and desired.power == "on":
                 # Held by a migration; the manager has found out that it runs nowhere else.
+                if let_run:
+                    raise self._stays_held(desired)
+                let_run = True
                 await within("power", f"letting {vm} run again", self._hypervisor.resume(vm))
                 continue
             try:
@@ -163,6 +167,20 @@ class Vms:
                 failed[step.action] = error
             if undone >= MAX_UNDONE:  # whatever it waits for is not in its plan: no reason to spin
                 return self.workers.now() + UNDONE_S
+
+    def _stays_held(self, desired: DesiredVm) -> CloudError:
+        """It was let run, and the hypervisor says that it does not: told, and tried again."""
+        reason = "it has come from another node, was let run, and stays paused; it is tried again"
+        self._board.put(
+            Observed(
+                key=f"vm/{desired.id}",
+                generation=desired.generation,
+                state="working",
+                settled=False,
+                reason=reason,
+            )
+        )
+        return CloudError(ErrorKind.ENGINE, reason)
 
     async def _depart(self, desired: DesiredVm, move: MoveOut, facts: DomainFacts | None) -> float:
         """It is to go to another node. Until the manager says how that ended, nothing else is done about it here."""
