@@ -9,7 +9,7 @@ from lab_ceph.storage import Storage
 
 
 def test_a_node_is_drained_and_opened_again(lab: Lab, storage: Storage) -> None:
-    """Not the node of hello, whose disk is in its node's own storage."""
+    """Not the node of hello: only those two are to leave it."""
     node = next(name for name in ("n2", "n1") if name != lab.vm("hello")["status"]["node"])
     others = [name for name in ("n1", "n2", "n3") if name != node]
     lab.ok("node", "cordon", *others)  # so that its guests are there without having been asked onto it

@@ -90,7 +90,7 @@ class User:
         self._finish(client, client.post(f"/vms/{self._one()}/actions/reboot", {"force": True}))
 
     def _migrate(self, client: Client) -> None:
-        """Those with a disk in their node's own storage are refused, as are those that do not run."""
+        """Those that do not run are refused; those with a disk in their node's own storage take it along."""
         self._finish(client, client.post(f"/vms/{self._one()}/actions/migrate", {}))
 
     def _disk(self, client: Client) -> None:

@@ -13,6 +13,7 @@ from support.cloud import Cloud
 async def test_a_node_is_drained_and_opened_from_the_page(cloud: Cloud) -> None:
     one, two = await rig(cloud, "n1", "n2")
     await vm(cloud, "rooted", one, disk_type=None)
+    await cloud.admin.end("POST", "/snapshots", {"name": "kept", "spec": {"disk": "rooted-system"}})
     await vm(cloud, "movable", one, "stopped", power="off")
     inner = httpx.AsyncClient(transport=httpx.ASGITransport(app=cloud.app), base_url="http://console")
     outer = httpx.ASGITransport(app=make_console(inner))
