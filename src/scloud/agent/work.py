@@ -20,6 +20,12 @@ Handler = Callable[[str], Awaitable[float | None]]
 """Does what is to do for a key; returns the loop time at which to look again, if ever."""
 
 
+def _is_cancelled() -> bool:
+    """Whether the running task itself was told to end."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class _Job:
     __slots__ = ("dirty", "failures", "not_before", "task", "timer", "urgent")
 
@@ -113,7 +119,10 @@ class Workers:
                     wake_at = await self._handler(key)
                     job.failures = 0
                     job.not_before = 0.0
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    # Cancelled is also who waits for something that is: only if this task itself is meant, it ends.
+                    if isinstance(error, asyncio.CancelledError) and (self._stopped or _is_cancelled()):
+                        raise
                     job.failures += 1
                     delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(job.failures - 1, 10))
                     job.not_before = wake_at = loop.time() + delay
