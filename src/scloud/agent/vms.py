@@ -236,6 +236,8 @@ class Vms:
             else await self._disks.source_in(disk, self._pool_of(disk, move))
             for disk in order
         ]
+        if not self._can_be_described(desired):
+            return None
         spec = await self._spec(desired, sources)
         await within("query", f"preparing for {desired.id}", self._hypervisor.prepare_move(spec))
         address = await self._passages.expect(desired.id, move.source, spec)
@@ -389,6 +391,10 @@ class Vms:
     def _current(self, desired: DesiredVm) -> bool:
         return self._journal.desired.get(f"vm/{desired.id}") is desired
 
+    def _can_be_described(self, desired: DesiredVm) -> bool:
+        """Whether it is still what is wanted, with taps to name: asked after every wait before `_spec`."""
+        return self._current(desired) and all(self._network.nic_view(nic).ready for nic in desired.nics)
+
     def _device(self, nic: str) -> NicDevice:
         port = self._journal.desired[f"port/{nic}"]
         assert isinstance(port, DesiredPort)
@@ -398,6 +404,7 @@ class Vms:
     async def _spec(self, desired: DesiredVm, sources: list[DiskSource]) -> DomainSpec:
         """The domain as it is to be here, with a NoCloud disk that is written now."""
         vm = desired.id
+        nics = tuple(self._device(nic) for nic in desired.nics)  # before the wait, in which they may be dropped
         ports = [self._journal.desired.get(f"port/{nic}") for nic in desired.nics]
         here = [port for port in ports if isinstance(port, DesiredPort)]
         seed = await within("disk", f"writing the NoCloud disk of {vm}", self._seeds.build(desired, here))
@@ -410,7 +417,7 @@ class Vms:
             memory_mib=desired.memory_mib,
             max_memory_mib=GROWTH * desired.memory_mib,
             disks=(*sources, seed_disk),
-            nics=tuple(self._device(nic) for nic in desired.nics),
+            nics=nics,
             console_log=self._settings.log_of(vm),
             console_socket=self._settings.socket_of(vm),
             gpus=desired.gpus,
@@ -425,7 +432,7 @@ class Vms:
                 if (await self._disk_view(desired, disk)).state != "ready":
                     return False
             sources = [await self._disks.source(disk) for disk in disks]
-            if not self._current(desired) or not all(self._network.nic_view(nic).ready for nic in desired.nics):
+            if not self._can_be_described(desired):
                 return False
             spec = await self._spec(desired, sources)
             self._usage.about_to(vm, disks, desired.nics)

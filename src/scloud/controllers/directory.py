@@ -15,7 +15,7 @@ from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredDisk, DesiredGroup, DesiredPort, DesiredStore, DesiredVm, DesiredVpc
 from scloud.model.kinds import Kind
 from scloud.model.specs import DiskSpec, NicSpec, NodeSpec
-from scloud.model.statuses import ImageStatus, NodeStatus, VmStatus
+from scloud.model.statuses import ImageStatus, NicStatus, NodeStatus, VmStatus
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, all_of, children, find_many
 
@@ -285,7 +285,7 @@ class Directory:
         owner = self._vm_row.get(spec.vm) if spec.vm else None
         status = owner.status_as(VmStatus) if owner else None
         if status is None:
-            return frozenset({row.node})
+            return frozenset({row.node, *row.status_as(NicStatus).former})
         return frozenset({row.node, *status.leaving, *([status.migration.target] if status.migration else [])})
 
     def _count_nic(self, key: str, spec: NicSpec, nodes: frozenset[str], *, add: bool) -> None:

@@ -113,6 +113,8 @@ def _ask_former(tx: Tx, disk: Resource) -> bool:
 def finish_nic_removal(tx: Tx, nic: Resource) -> None:
     """A nic's port is gone from its node: the nic is deleted if that was asked, else free for another VM."""
     spec = nic.spec_as(NicSpec)
+    if _ask_next(tx, nic):
+        return
     if nic.gone or nic.state == State.DELETING:
         complete_deletion(tx, nic)
         remove(tx, nic)
@@ -123,6 +125,17 @@ def finish_nic_removal(tx: Tx, nic: Resource) -> None:
         status = NicStatus(state=State.READY, observed_generation=nic.generation)
         save(tx, nic, node=None, status=status, observed_generation=nic.generation)
         complete(tx, nic, nic.generation)
+
+
+def _ask_next(tx: Tx, nic: Resource) -> bool:
+    """Whether another node has still to confirm that it has no tap of it: the first of them stands for the rest."""
+    status = nic.status_as(NicStatus)
+    left = [row for id in status.former if id != nic.node and (row := find(tx, id)) is not None]
+    if not left:
+        return False
+    update = {"node": left[0].name, "former": tuple(row.id for row in left[1:])}
+    save(tx, nic, node=left[0].id, status=status.model_copy(update=update))
+    return True
 
 
 def begin_vm_deletion(tx: Tx, vm: Resource, keep_disks_until: float | None = None) -> None:
@@ -156,10 +169,13 @@ def begin_vm_deletion(tx: Tx, vm: Resource, keep_disks_until: float | None = Non
 def detach_nic(tx: Tx, nic: Resource) -> Resource:
     """Let a nic go; it is free again when its node has removed the port."""
     unrefer(tx, nic.id, role="vm")
-    spec = nic.spec_as(NicSpec).model_copy(update={"vm": None})
+    spec = nic.spec_as(NicSpec)
+    vm = find(tx, spec.vm) if spec.vm is not None else None
+    former = vm.status_as(VmStatus).leaving if vm is not None else ()
+    spec = spec.model_copy(update={"vm": None})
     if nic.node is None:
         return save(tx, nic, spec=spec, status=NicStatus(state=State.READY))
-    status = NicStatus(state=State.UPDATING, reason="being detached", node=nic.node)
+    status = NicStatus(state=State.UPDATING, reason="being detached", node=nic.node, former=former)
     return save(tx, nic, spec=spec, status=status)
 
 

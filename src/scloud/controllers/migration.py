@@ -68,7 +68,18 @@ def begin(
         raise CloudError(
             ErrorKind.CONFLICT, f"vm '{vm.name}' has GPUs of its node, which cannot migrate: stop it to move it"
         )
+    if spec.node is not None and target is None:
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' was asked onto node {status.node} alone; name the node that it is to be on instead "
+            f"(`scloud vm migrate {vm.name} --to NODE`)",
+        )
     disks, _nics = placement.attached(tx, vm)
+    if coming := [disk for disk in disks if disk.node != vm.node]:
+        reason = coming[0].status_as(DiskStatus).reason or "is not on its node"
+        raise CloudError(
+            ErrorKind.CONFLICT, f"vm '{vm.name}' cannot be migrated: disk {coming[0].name} is still to come: {reason}"
+        )
     copies = _copies(tx, vm, disks, stuck)
     away = {vm.node, *status.leaving}
     if target is not None and target.id in away:
@@ -299,9 +310,14 @@ def _leave_over(tx: Tx, vm: Resource, move: Migration, node: str) -> Resource:
 
 
 def _hand_over(tx: Tx, vm: Resource, target: Resource, leaving: tuple[str, ...]) -> Resource:
-    """The VM with its disks and nics is the target's; the nodes that it leaves are told to remove what is left."""
+    """The VM with its disks and nics is the target's; the nodes that it leaves are told to remove what is left.
+
+    One that was asked onto a node alone goes only where a person has sent it: from now on it may run there alone.
+    """
     update = {"migration": None, "leaving": leaving, "node": target.name, "reason": ""}
-    vm = save(tx, vm, node=target.id, status=vm.status_as(VmStatus).model_copy(update=update))
+    spec = vm.spec_as(VmSpec)
+    alone = spec.model_copy(update={"node": target.id}) if spec.node not in (None, target.id) else None
+    vm = save(tx, vm, node=target.id, spec=alone, status=vm.status_as(VmStatus).model_copy(update=update))
     disks, nics = placement.attached(tx, vm)
     for disk in disks:
         if disk.spec_as(DiskSpec).pool is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from sqlalchemy import select
 
 from scloud.controllers import reports, serving
@@ -56,7 +58,8 @@ def lost(tx: Tx, node: str, since_s: float) -> None:
     status = row.status_as(NodeStatus)
     if status.state != State.READY:
         return
-    reason = f"node {row.name} has not answered for {since_s:.0f} s; what it runs may still be running"
+    since = datetime.fromtimestamp(tx.now - since_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    reason = f"node {row.name} has not answered since {since}; what it runs may still be running"
     save(tx, row, status=status.model_copy(update={"state": State.DOWN, "reason": reason}))
     operations.record(tx, row, "error", reason)
     reports.node_lost(tx, row, reason)

@@ -37,7 +37,11 @@ def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
         row = rows.get(id)
         if kind == "vm" and row is not None and row.kind == Kind.VM and migration.heard(tx, row, node, item):
             continue
-        if row is None or row.node != node or row.kind != KIND_OF_KEY[kind]:
+        if row is None or row.kind != KIND_OF_KEY[kind]:
+            continue
+        if row.node != node:
+            if kind == "port":
+                _former_port(tx, row, node, item)
             continue
         if kind == "vm":
             _vm(tx, row, item, id in waited_for)
@@ -171,6 +175,13 @@ def _port(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
         }
     )
     _write(tx, row, old, new, item, waited_for)
+
+
+def _former_port(tx: Tx, row: Resource, node: str, item: Observed) -> None:
+    status = row.status_as(NicStatus)
+    if node in status.former and item.state == "absent" and item.settled and item.generation >= row.generation:
+        left = tuple(other for other in status.former if other != node)
+        save(tx, row, status=status.model_copy(update={"former": left}), node=row.node)
 
 
 def _write(

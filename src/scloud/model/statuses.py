@@ -90,6 +90,8 @@ class DiskStatus(Status):
 class NicStatus(Status):
     node: str | None = None
     observed_generation: int = 0
+    former: tuple[str, ...] = ()
+    """Nodes that its VM was leaving when it was detached: each of them may have a tap of it, and confirms its end."""
 
 
 class ImageStatus(Status):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from agent_clock import run
-from agent_node import Node, disk, running_node, vm, vm_id
+from agent_node import Node, disk, group, port, running_node, vm, vm_id, vpc
 
 from scloud.drivers.storage.fake import FakeStorage
-from scloud.model.desired import DesiredVm, MoveIn
+from scloud.model.desired import DesiredVm, MoveIn, key_of
 from scloud.model.migrations import DiskCopy
 
 VM = vm_id(1)
@@ -66,5 +67,21 @@ def test_a_disk_that_this_node_is_told_of_is_not_deleted_as_left_over() -> None:
             await node.boss.want(drop=[f"disk/{DISK}"])
             await node.settled(KEY, "absent")
             assert DISK not in node.disk.volumes
+
+    run(main())
+
+
+def test_one_that_is_called_off_while_it_is_being_prepared_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            nic = port(1, 1)
+            node.seeds.takes_s = 1.0
+            await node.boss.want(vpc(), group(), nic, coming().model_copy(update={"nics": vm(1).nics}))
+            await node.until(lambda: DISK in node.disk.volumes)
+            await node.boss.want(gone().model_copy(update={"nics": vm(1).nics}), drop=[key_of(nic)])
+            await asyncio.sleep(10)
+            await node.boss.want(nic.model_copy(update={"generation": 2, "absent": True, "vm": None}))
+            await node.settled(KEY, "absent")
+            assert "a defect of the agent" not in caplog.text
 
     run(main())

@@ -46,13 +46,19 @@ def scripted(source: ScriptedNode, target: ScriptedNode, id: str, number: int = 
 
 async def arrive(source: ScriptedNode, target: ScriptedNode, id: str, number: int = 1) -> None:
     await source.until(lambda: _leaves(source, id))
-    del source.override[f"vm/{id}"], target.override[f"vm/{id}"]
+    for node in (source, target):
+        node.override.pop(f"vm/{id}", None)
     await source.say(seen(id, "left", number))
 
 
 def _leaves(node: ScriptedNode, id: str) -> bool:
     item = node.objects.get(f"vm/{id}")
     return isinstance(item, DesiredVm) and item.move_out is not None
+
+
+def _comes(node: ScriptedNode, id: str, number: int) -> bool:
+    item = node.objects.get(f"vm/{id}")
+    return isinstance(item, DesiredVm) and item.move_in is not None and item.move_in.number == number
 
 
 async def account_of(cloud: Cloud, node: str = "n1") -> dict[str, Any]:
@@ -93,6 +99,29 @@ async def test_vms_leave_a_few_at_once_and_nothing_new_comes(cloud: Cloud) -> No
     node = await cloud.admin.get("/nodes/n1")
     assert not node["spec"]["draining"] and not node["spec"]["cordoned"]
     assert (await account_of(cloud))["drain"]["state"] == "ended"
+
+
+async def test_one_that_is_on_its_way_to_the_node_is_waited_for(cloud: Cloud) -> None:
+    one, two = await rig(cloud, "n1", "n2")
+    id = await vm(cloud, "late", two)
+    scripted(two, one, id)
+    await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {"node": "n1"})
+    await two.until(lambda: _leaves(two, id))
+    answer = await cloud.admin.do("POST", "/nodes/n1/actions/drain")
+
+    async def noticed() -> bool:
+        return await states(cloud) == {"late": "waiting"}
+
+    await cloud.eventually(noticed)
+    assert (await cloud.admin.get(f"/operations/{answer['operation']['id']}"))["state"] == "running"
+    await arrive(two, one, id)
+    await two.until(lambda: _comes(two, id, 2))
+    one.override[f"vm/{id}"] = seen(id, "copying", 2)
+    await two.say(seen(id, "ready", 2, address="192.0.2.2:7"))
+    await arrive(one, two, id, number=2)
+    done = await cloud.admin.wait(answer)
+    assert done["message"] == "1 VM has left, nothing runs on it any more"
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["node"] == "n2"
 
 
 async def test_who_cannot_leave_is_told_and_leaves_when_it_can(cloud: Cloud) -> None:

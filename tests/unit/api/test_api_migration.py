@@ -75,6 +75,7 @@ async def test_it_moves_with_all_that_is_its_own(cloud: Cloud) -> None:
     await two.until(lambda: told(two, id).move_in is None)
     shown = await cloud.admin.get(f"/vms/{id}")
     assert shown["status"]["node"] == "n2" and shown["status"]["leaving"] == [one.id]
+    assert shown["spec"]["node"] == two.id, "one that was asked onto a node alone is asked onto the new one"
     disk = (await cloud.admin.list("/disks"))[0]
     assert disk["status"]["node"] == "n2" and f"disk/{disk['id']}" in two.objects
     assert (promised(cloud, one), promised(cloud, two)) == (0, memory)
@@ -205,7 +206,7 @@ async def test_cancelled_and_deleted_on_the_way(cloud: Cloud) -> None:
     await two.until(lambda: f"vm/{id}" not in two.objects)
     one.override[f"vm/{id}"] = seen(id, "copying", number=2)
     two.override[f"vm/{id}"] = seen(id, "ready", number=2, address="192.0.2.2:7")
-    again = await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {})
+    again = await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {"node": "n2"})
     await one.until(lambda: told(one, id).move_out is not None)
     del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
     await cloud.admin.end("DELETE", f"/vms/{id}")
@@ -213,6 +214,26 @@ async def test_cancelled_and_deleted_on_the_way(cloud: Cloud) -> None:
     await cloud.until_gone(id)
     assert (promised(cloud, one), promised(cloud, two)) == (0, 0)
     assert not one.existing and not two.existing
+
+
+async def test_a_nic_that_is_let_go_of_on_the_way_ends_on_both_nodes(cloud: Cloud) -> None:
+    """It outlives its VM, of which the target, too, has made a tap."""
+    one, two, vm = await rig(cloud)
+    nic = await cloud.admin.create("nics", "kept", subnet="lan")
+    await cloud.admin.end("POST", "/nics/kept/actions/attach", {"vm": vm["id"]})
+    await copying(cloud, one, two, vm["id"])
+    key = f"port/{nic['id']}"
+    two.override[key] = Observed(key=key, generation=9, state="working", settled=False, reason="its tap stays")
+    del one.override[f"vm/{vm['id']}"], two.override[f"vm/{vm['id']}"]
+    await cloud.admin.end("DELETE", f"/vms/{vm['id']}")
+    await cloud.until_gone(vm["id"])
+    item = two.objects[key]
+    assert isinstance(item, DesiredPort) and item.absent
+    assert (await cloud.admin.get("/nics/kept"))["status"]["state"] == "updating"
+    del two.override[key]
+    await two.say(Observed(key=key, generation=item.generation, state="absent", settled=True))
+    await cloud.until(cloud.admin, "/nics/kept", "ready")
+    assert key not in one.objects and key not in two.objects
 
 
 async def test_what_cannot_move_says_why(cloud: Cloud) -> None:
@@ -223,10 +244,12 @@ async def test_what_cannot_move_says_why(cloud: Cloud) -> None:
     assert "runs there already" in problem["detail"]
     local = await cloud.admin.create("vms", "b", image="micro", node="n1")
     await cloud.until(cloud.admin, f"/vms/{local['id']}", "running")
-    post_copy = {"stuck": "post-copy"}
+    problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", {}, status=409, code="conflict")
+    assert "was asked onto node n1 alone" in problem["detail"] and "vm migrate b --to NODE" in problem["detail"]
+    post_copy = {"node": "n2", "stuck": "post-copy"}
     problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", post_copy, status=409, code="conflict")
     assert "its node's own storage, and is copied" in problem["detail"]
     await cloud.admin.end("POST", "/snapshots", {"name": "kept", "spec": {"disk": "b-system"}})
-    problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", {}, status=409, code="conflict")
+    problem = await cloud.admin.fail("POST", "/vms/b/actions/migrate", {"node": "n2"}, status=409, code="conflict")
     assert "has snapshots, which cannot go with it: kept" in problem["detail"]
     await cloud.lose(one)

@@ -69,6 +69,8 @@ def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
     moments: list[Moment] = []
     for vm, words in left_behind(item for _, item in lost.values()).items():
         known[vm] = _left(known.get(vm), vm, lost[vm][0].name, words)
+        if lost[vm][0].state == State.UNKNOWN:  # else it has been heard of since
+            _say_why(tx, lost[vm][0], f"node {incident.node_name} was lost; {words}")
     certain = fences(incident)
     for item in order(item for _, item in lost.values()):
         row = lost[item.id][0]
@@ -124,6 +126,13 @@ def _seen(tx: Tx, item: VmRecovery, row: Resource | None) -> VmRecovery:
     return item.model_copy(update=update)
 
 
+def _say_why(tx: Tx, vm: Resource, reason: str) -> None:
+    """Why it does not run, to who looks at the VM and not at the incident."""
+    status = vm.status_as(VmStatus)
+    if status.reason != reason:
+        save(tx, vm, status=status.model_copy(update={"state": State.UNKNOWN, "reason": reason}))
+
+
 def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str | None, str]:
     """(the name of its new node, "") or (None, why there is none). Its node was cut off for certain."""
     disks, nics = placement.attached(tx, vm)
@@ -134,15 +143,15 @@ def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str 
     home = placement.find_home(tx, vm.account, request, loads)
     if home is None:
         words = f"waits for room: {placement.plan(tx, vm.account, request, loads).explain()}"
-        status = vm.status_as(VmStatus)
-        if status.reason != words:
-            save(tx, vm, status=status.model_copy(update={"state": State.UNKNOWN, "reason": words}))
+        _say_why(tx, vm, words)
         return None, words
+    was_on = vm.node
     vm = finishing.release_vm(tx, vm)
     freed = []
     for disk in disks:
-        free = disk.status_as(DiskStatus).model_copy(update={"held": False})
-        freed.append(save(tx, disk, status=free))
+        if disk.node == was_on:  # else it was still to come: the VM that it leaves may have it open on another node
+            disk = save(tx, disk, status=disk.status_as(DiskStatus).model_copy(update={"held": False}))
+        freed.append(disk)
     placement.settle(tx, vm, home, freed, nics)
     words = f"node {lost} was lost; it is started on {home.name}"
     vm = find(tx, vm.id) or vm

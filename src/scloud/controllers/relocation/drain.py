@@ -24,6 +24,7 @@ from scloud.store.operations import Operation, OperationState
 from scloud.store.resources import Resource, find, on_node, save
 
 ACTION = "node.drain"
+COMING = "it is on its way to this node; it leaves when it has come"
 
 
 def begin(tx: Tx, node: Resource, by: str) -> Operation:
@@ -185,6 +186,7 @@ def carry_out(tx: Tx, id: str, seen: Look, loads: Loads) -> Relocation | None:
         known[vm] = _said(known[vm], "waiting", reason)
     for vm, reason in seen.plan.stays.items():
         known[vm] = _said(known[vm], "stays", reason)
+    _coming(tx, node, known)
     _elsewhere(tx, id, known)
     after = _concluded(tx, going.model_copy(update={"moves": tuple(sorted(known.values(), key=lambda one: one.vm))}))
     if after != going:
@@ -197,10 +199,21 @@ def _said(move: VmMove, state: str, reason: str) -> VmMove:
     return move if move.state == "moving" else move.model_copy(update={"state": state, "reason": reason})
 
 
+def _coming(tx: Tx, node: Resource, known: dict[str, VmMove]) -> None:
+    """Those that were on their way here when the drain was asked for: they leave once they have come, if they come."""
+    coming = moves.coming(tx, node.id)
+    for vm, name in coming.items():
+        known[vm] = VmMove(vm=vm, name=name, state="waiting", node=node.name, reason=COMING)
+    for vm in [vm for vm, move in known.items() if move.reason == COMING and vm not in coming]:
+        row = find(tx, vm)
+        if row is None or row.node != node.id:
+            del known[vm]
+
+
 def _elsewhere(tx: Tx, node: str, known: dict[str, VmMove]) -> None:
     """Those that have left by themselves: deleted, or moved by hand; or have come by hand, by a migration."""
     for vm, move in known.items():
-        if move.state == "moving":
+        if move.state == "moving" or move.reason == COMING:
             continue
         row = find(tx, vm)
         if row is None or moves.away(row):

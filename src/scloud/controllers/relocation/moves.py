@@ -8,6 +8,7 @@ from scloud.controllers import migration, placement
 from scloud.controllers.placement import Loads
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
+from scloud.model.migrations import Migration
 from scloud.model.relocations import Relocation, RelocationSettings, VmMove
 from scloud.model.specs import DiskSpec, NodeSpec, VmSpec
 from scloud.store import operations
@@ -24,9 +25,19 @@ AGAIN_MOST_S = 600.0
 
 def under_way(tx: Tx, nodes: set[str]) -> list[tuple[str, str]]:
     """The migrations from these nodes, whoever has asked for them, as (source, target)."""
+    moving = [move for _vm, move in _migrations(tx)]
+    return sorted((move.source, move.target) for move in moving if move.source in nodes)
+
+
+def coming(tx: Tx, node: str) -> dict[str, str]:
+    """The VMs that are on their way to the node: name by id."""
+    return {vm.id: vm.name for vm, move in _migrations(tx) if move.target == node and vm.node != node}
+
+
+def _migrations(tx: Tx) -> list[tuple[Resource, Migration]]:
     ids = [op.resource_id for op in operations.open_with(tx, migration.ACTION)]
-    moving = [migration.of(row) for row in find_many(tx, ids).values() if row.kind == Kind.VM]
-    return sorted((move.source, move.target) for move in moving if move is not None and move.source in nodes)
+    vms = [row for row in find_many(tx, ids).values() if row.kind == Kind.VM]
+    return [(vm, move) for vm in vms if (move := migration.of(vm)) is not None]
 
 
 def has_turn(tx: Tx, nodes: set[str], settings: RelocationSettings, source: str, target: str) -> bool:
