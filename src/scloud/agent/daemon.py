@@ -114,6 +114,7 @@ class Daemon:
         self._metadata = Metadata(drivers.functions, around.journal) if around.serve_metadata else None
         self.reconciler.network.services.listener = self._metadata
         self._streams = Streams(around.dial, drivers.functions, around.journal, Consoles(), around.vms)
+        self.reconciler.vms.gone = self._streams.guest_gone
         reconciler = self.reconciler
         self._transfers = Transfers(around.dial, self.stores, reconciler.disks, reconciler.usage, around.journal)
 

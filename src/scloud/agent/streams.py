@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import defaultdict
 from collections.abc import Coroutine
 
 from scloud.agent.console import HISTORY, Consoles, read_log
@@ -34,6 +35,8 @@ class Streams:
         self._consoles = consoles
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ports: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        """By VM: the streams to its TCP ports."""
 
     async def open(self, stream: str, kind: str, vm: str, port: int | None) -> None:
         """Return when bytes flow. `CloudError` says why they cannot."""
@@ -57,9 +60,16 @@ class Streams:
             except BaseException:
                 connection.close()
                 raise
-            self._keep(splice(channel, reader, writer, PIECE))
+            task = self._keep(splice(channel, reader, writer, PIECE))
+            self._ports[vm].add(task)
+            task.add_done_callback(self._ports[vm].discard)
         else:
             raise invalid("kind", "must be console or tcp")
+
+    def guest_gone(self, vm: str) -> None:
+        """The VM does not run here any more. It said no goodbye, so whoever waits for its bytes would wait for ever."""
+        for task in self._ports.pop(vm, ()):
+            task.cancel()
 
     async def close(self) -> None:
         """End every stream."""
@@ -108,7 +118,8 @@ class Streams:
         finally:
             await channel.close()
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

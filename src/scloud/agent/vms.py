@@ -97,6 +97,8 @@ class Vms:
         self._uncertain: set[str] = set()
         """VMs whose start did not answer in time: it may still be under way inside the hypervisor."""
         self.workers = Workers(self._handle)
+        self.gone: Callable[[str], None] = lambda vm: None
+        """Called with a VM that was seen not to run here."""
 
     async def _handle(self, key: str) -> float | None:
         vm = key.partition("/")[2]
@@ -266,6 +268,8 @@ class Vms:
     def _saw(self, desired: DesiredVm, facts: DomainFacts | None) -> None:
         before = self._usage.of(desired.id)
         self._usage.saw(desired.id, facts)
+        if facts is None or not facts.running:
+            self.gone(desired.id)
         if before != self._usage.of(desired.id):
             self._touch(desired, [*before.disks, *(facts.disks if facts else ())], before.nics)
 

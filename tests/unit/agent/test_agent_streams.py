@@ -168,6 +168,20 @@ async def test_a_tcp_port_is_reached_from_inside_the_vpc(tmp_path: Path) -> None
         server.close()
 
 
+async def test_a_port_of_a_guest_that_is_gone_ends(tmp_path: Path) -> None:
+    """It has moved to another node, or lost its power: nothing more would ever be heard of it."""
+    async with world(tmp_path) as one:
+        listener = one.network.serve(VPC, "10.0.0.11", 22)
+        for name in ("a", "b"):
+            await one.streams.open(name, "tcp", VM, 22)
+        channels = [(await one.arrived.get())[1] for _ in range(2)]
+        one.streams.guest_gone(vm_id(2))
+        one.streams.guest_gone(VM)
+        async with asyncio.timeout(5):
+            assert [await channel.read() for channel in channels] == [b"", b""]
+        listener.close()
+
+
 @pytest.mark.parametrize(
     ("kind", "vm", "port", "error"),
     [

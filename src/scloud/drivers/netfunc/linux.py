@@ -30,6 +30,9 @@ _DNSMASQ = "/usr/sbin/dnsmasq"
 _UNPRIVILEGED = ("dnsmasq", "nobody")
 """Whom dnsmasq becomes once it has its sockets: the first of these users that there is."""
 _BACKLOG = 128
+_KEEPALIVE_S = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10}
+_KEEPALIVE_COUNT = 6
+"""A guest that is gone says no goodbye: a connection that waits for its bytes ends after a minute and a half."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class LinuxNetworkFunctions:
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             made.setblocking(False)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+            for option, seconds in _KEEPALIVE_S.items():
+                made.setsockopt(socket.IPPROTO_TCP, option, seconds)
             return made
 
         return await namespace.inside(self._name(vpc), make, socket.socket.close)
