@@ -69,7 +69,7 @@ class Streams:
     def guest_gone(self, vm: str) -> None:
         """The VM does not run here any more. It said no goodbye, so whoever waits for its bytes would wait for ever."""
         for task in self._ports.pop(vm, ()):
-            task.cancel()
+            asyncio.get_running_loop().call_soon(task.cancel)  # not before it has begun: it closes its ends itself
 
     async def close(self) -> None:
         """End every stream."""
