@@ -54,7 +54,7 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage, pair: tuple[Gue
     until(lambda: not lab.vm("mover")["status"]["leaving"], "n1 has cleaned up", 30.0)
     assert mover.nic["id"][-12:] not in lab.on("n1", "ovs-vsctl", "list-ports", "br-int")
     assert lab.audit()["clean"]
-    lab.ok("vm", "migrate", "mover")
+    lab.ok("vm", "migrate", "mover", "--to", "n1")
     mover.forget()
     assert mover.run("cat /root/kept").strip() == "kept"
     assert len(lab.guests_running()[mover.id]) == 1

@@ -159,20 +159,35 @@ def test_conf_and_keyring_are_read_as_ceph_reads_them() -> None:
     assert read_adopted(conf, f"[client.bob]\nkey={KEY}\n").user == "bob"
 
 
+def moves(view: View, *sites: Site) -> list[str]:
+    steps = devices.plan_tree({site.id: site for site in sites}, view)
+    return [f"{step.args['prefix']} {step.args['name']} {step.args.get('args', '')}".strip() for step in steps]
+
+
 def test_hosts_follow_their_labels_and_what_is_empty_goes() -> None:
     site = Site("id1", "n1", "10.0.0.1", {"rack": "r2", "datacenter": "d1"})
-    view = View(
-        hosts={"n1": {"rack": "r1"}, "n9": {"rack": "r1"}}, empty_buckets=("n9",), buckets=frozenset({"n1", "n9", "r1"})
-    )
-    said = [f"{step.args['prefix']} {step.args['name']} {step.args.get('args', '')}".strip() for step in
-            devices.plan_tree({"id1": site}, view)]  # fmt: skip
-    assert said == [
-        "osd crush add-bucket d1",
-        "osd crush add-bucket r2",
-        "osd crush move r2 ['root=default', 'datacenter=d1']",
+    root = {"root": "default"}
+    buckets = {"default": {}, "r1": root, "n1": {**root, "rack": "r1"}, "n9": {**root, "rack": "r1"}}
+    assert moves(View(empty_buckets=("n9",), buckets=buckets), site) == [
         "osd crush move n1 ['root=default', 'datacenter=d1', 'rack=r2']",
         "osd crush rm n9",
     ]
+    # One that is not in the tree yet is put there by its first OSD.
+    assert moves(View(buckets={"default": {}}), site) == []
+
+
+def test_what_is_below_no_root_is_brought_there_from_above() -> None:
+    """Ceph leaves a bucket where it is when something is moved into it; without a root, no data can be placed in it."""
+    site = Site("id1", "n1", "10.0.0.1", {"rack": "r1", "datacenter": "d1"})
+    placed = {"root": "default", "datacenter": "d1"}
+    adrift = {"default": {}, "d1": {}, "r1": {"datacenter": "d1"}, "n1": {"datacenter": "d1", "rack": "r1"}}
+    assert moves(View(buckets=adrift), site) == [
+        "osd crush move d1 ['root=default']",
+        "osd crush move r1 ['root=default', 'datacenter=d1']",
+        "osd crush move n1 ['root=default', 'datacenter=d1', 'rack=r1']",
+    ]
+    right = {"default": {}, "d1": {"root": "default"}, "r1": placed, "n1": {**placed, "rack": "r1"}}
+    assert moves(View(buckets=right), site) == []
 
 
 def test_monitors_leave_one_by_one_and_only_when_their_successors_are_there() -> None:

@@ -30,26 +30,26 @@ def plan_osds(devices: Iterable[Device], in_place: Collection[str], view: View) 
 
 
 def plan_tree(sites: Mapping[str, Site], view: View) -> list[Command]:
-    """Hosts go where their labels say; what is left without OSDs and is no node's goes."""
+    """Hosts go where their labels say; what is left without OSDs and is no node's goes.
+
+    Ceph makes the buckets that a move names and that are not there, each below the next; one that is there it leaves
+    where it is, even if that is below no root, where nothing can be placed. So those are moved first, from above.
+    """
     steps = []
     names = {site.name for site in sites.values()}
-    wanted: dict[str, str] = {}
+    wanted: dict[str, dict[str, str]] = {}
     for site in sites.values():
-        place = view.hosts.get(site.name)
-        above = {level: name for level, name in site.place.items() if level != "host"}
-        wanted |= {name: level for level, name in above.items()}
-        if place is None or dict(place) == above:
-            continue
-        for level, name in above.items():
-            if name not in view.buckets:
-                steps.append(mon(f"make {level} {name}", "osd crush add-bucket", name=name, type=level))
-        if {"datacenter", "rack"} <= above.keys():
-            rack, datacenter = above["rack"], above["datacenter"]
-            steps.append(
-                mon(f"rack {rack}", "osd crush move", name=rack, args=["root=default", f"datacenter={datacenter}"])
-            )
-        args = ["root=default", *(f"{level}={name}" for level, name in above.items())]
-        steps.append(mon(f"{site.name} has moved", "osd crush move", name=site.name, args=args))
+        above: dict[str, str] = {}
+        for level, name in site.crush.items():
+            if level != "root":
+                wanted[name] = dict(above)
+            above[level] = name
+    for name, place in sorted(wanted.items(), key=lambda item: len(item[1])):
+        at = view.buckets.get(name)
+        if at is not None and at != place:
+            args = [f"{level}={other}" for level, other in place.items()]
+            what = f"{name} has moved" if name in names else f"{name} goes where its nodes' labels say"
+            steps.append(mon(what, "osd crush move", name=name, args=args))
     for name in view.empty_buckets:
         if name not in names and name not in wanted:
             steps.append(mon(f"nothing is in {name}", "osd crush rm", name=name))

@@ -37,6 +37,7 @@ class Site:
 
     @property
     def crush(self) -> dict[str, str]:
+        """The same from the root on, from above."""
         return {"root": "default", **self.place}
 
 

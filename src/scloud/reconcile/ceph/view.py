@@ -103,7 +103,8 @@ class View:
     hosts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Each host's place above it."""
     empty_buckets: tuple[str, ...] = ()
-    buckets: frozenset[str] = frozenset()
+    buckets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What is above each bucket of the tree, by level; without "root" in it, nothing below it can be given data."""
     noout: frozenset[str] = frozenset()
     checks: tuple[Check, ...] = ()
     pg_states: Mapping[str, int] = field(default_factory=dict)
@@ -188,7 +189,8 @@ def read(answers: Answers) -> View:
             ("total_kb_avail", "total_avail_bytes"),
         )
     )
-    hosts, of_osd, empty, buckets = _tree(_dict(answers.get("tree")))
+    tree = _dict(answers.get("tree"))
+    buckets, of_osd, empty = _tree(tree)
     return View(
         quorum=tuple(_list(quorum.get("quorum_names"))),
         monitors=tuple(item["name"] for item in _list(_dict(quorum.get("monmap")).get("mons"))),
@@ -196,7 +198,11 @@ def read(answers: Answers) -> View:
         manager=bool(_dict(status.get("mgrmap")).get("available")),
         osds=_osds(dump, of_osd, answers),
         pools=_pools(dump, df, answers),
-        hosts=hosts,
+        hosts={
+            item["name"]: _rootless(buckets.get(item["name"], {}))
+            for item in _list(tree.get("nodes"))
+            if item["type"] == "host"
+        },
         empty_buckets=empty,
         buckets=buckets,
         noout=frozenset(name for name, flags in _dict(dump.get("crush_node_flags")).items() if "noout" in flags),
@@ -218,10 +224,10 @@ def read(answers: Answers) -> View:
 
 def _tree(
     tree: dict[str, Json],
-) -> tuple[dict[str, dict[str, str]], dict[int, tuple[dict[str, str], str]], tuple[str, ...], frozenset[str]]:
-    """Host to place; OSD number to (place with its host, media); buckets with nothing below them; all buckets."""
+) -> tuple[dict[str, dict[str, str]], dict[int, tuple[dict[str, str], str]], tuple[str, ...]]:
+    """What is above each bucket; OSD number to (place with its host, media); buckets with nothing below them."""
     nodes = {int(item["id"]): item for item in _list(tree.get("nodes"))}
-    hosts: dict[str, dict[str, str]] = {}
+    buckets: dict[str, dict[str, str]] = {}
     osds: dict[int, tuple[dict[str, str], str]] = {}
     empty: list[str] = []
 
@@ -230,20 +236,24 @@ def _tree(
         if item is None:
             return 0
         if item["type"] == "osd":
-            osds[id] = ({key: name for key, name in above.items() if key != "root"}, item.get("device_class", ""))
+            osds[id] = (_rootless(above), item.get("device_class", ""))
             return 1
+        buckets[item["name"]] = above
         place = {**above, item["type"]: item["name"]}
-        if item["type"] == "host":
-            hosts[item["name"]] = {key: name for key, name in above.items() if key != "root"}
         below = sum(walk(int(child), place) for child in item.get("children", ()))
         if not below and item["type"] != "root":
             empty.append(item["name"])
         return below
 
+    inner = {int(child) for item in nodes.values() for child in item.get("children", ())}
     for id, item in nodes.items():
-        if item["type"] == "root":
+        if id not in inner and item["type"] != "osd":
             walk(id, {})
-    return hosts, osds, tuple(empty), frozenset(item["name"] for item in nodes.values() if item["type"] != "osd")
+    return buckets, osds, tuple(empty)
+
+
+def _rootless(place: Mapping[str, str]) -> dict[str, str]:
+    return {level: name for level, name in place.items() if level != "root"}
 
 
 def _osds(
