@@ -151,6 +151,23 @@ async def test_a_fenced_node_stays_away_until_it_is_let_back_in(bench: RbdBench)
     await restarted.create("dsk-2", 8, None)
 
 
+async def test_a_disk_that_a_guest_is_taking_along_is_cut_off_where_it_comes_from(bench: RbdBench) -> None:
+    """Its new node has said that it is to come; its old one, where it is open still, is lost."""
+    mine, theirs = bench.storage, bench.driver(OTHER, "scloud-n2")
+    await theirs.create("dsk-1", 8, None)
+    await theirs.locate("dsk-1")
+    place = await mine.locate("dsk-1", beside=OTHER)
+    victim = await Writer.start(bench, place.image)
+    try:
+        await victim.until(10)
+        await bench.driver("nod-3", "scloud-n3").fence(OTHER)
+        while await victim.read():
+            pass
+        assert victim.refused == "refused 108"
+    finally:
+        await victim.end()
+
+
 async def test_a_disk_that_has_moved_is_not_its_former_nodes(bench: RbdBench) -> None:
     """The new owner goes on when the old one is fenced."""
     mine, theirs = bench.storage, bench.driver(OTHER, "scloud-n2")

@@ -140,9 +140,9 @@ class Disks:
         place = await within("query", f"locating disk {disk}", self._stores.of(desired.pool).locate(disk))
         return DiskSource(disk=disk, place=place, limits=desired.limits)
 
-    async def source_in(self, disk: str, pool: str) -> DiskSource:
-        """The same, of a disk of a pool that another node is told of. Limits move with the guest."""
-        place = await within("query", f"locating disk {disk}", self._stores.of(pool).locate(disk))
+    async def source_in(self, disk: str, pool: str, source: str) -> DiskSource:
+        """The same, of a disk of a pool that is open on another node. Limits move with the guest."""
+        place = await within("query", f"locating disk {disk}", self._stores.of(pool).locate(disk, beside=source))
         return DiskSource(disk=disk, place=place)
 
     async def make_room(self, copy: DiskCopy) -> DiskSource:

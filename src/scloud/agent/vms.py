@@ -235,7 +235,7 @@ class Vms:
         sources = [
             await self._disks.make_room(copies[disk])
             if disk in copies
-            else await self._disks.source_in(disk, self._pool_of(disk, move))
+            else await self._disks.source_in(disk, self._pool_of(disk, move), move.source)
             for disk in order
         ]
         if not self._can_be_described(desired):

@@ -95,11 +95,11 @@ def test_a_disk_that_was_said_to_be_free_is_not_attached_afterwards(monkeypatch:
     looking, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(FakeStorage):
-        async def locate(self, disk: str) -> FilePlace:
+        async def locate(self, disk: str, beside: str | None = None) -> FilePlace:
             if disk == DATA:
                 looking.set()
                 await go_on.wait()
-            return await super().locate(disk)
+            return await super().locate(disk, beside)
 
     async def main() -> None:
         async with running_node() as node:

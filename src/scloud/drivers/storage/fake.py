@@ -273,7 +273,7 @@ class FakeStorage:
         await self._enter("owners")
         return {name: (f"disk/{name}", 0) for name in objects if name in self._disk.volumes}
 
-    async def locate(self, disk: str) -> FilePlace:
+    async def locate(self, disk: str, beside: str | None = None) -> FilePlace:
         await self._enter("locate")
         return FilePlace(path=Path("/fake/disks") / f"{disk}.{self._volume(disk).incarnation}.raw")
 

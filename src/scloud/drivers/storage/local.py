@@ -89,7 +89,7 @@ class LocalStorage:
     async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
         return {}
 
-    async def locate(self, disk: str) -> FilePlace:
+    async def locate(self, disk: str, beside: str | None = None) -> FilePlace:
         return FilePlace(path=self._existing(disk))
 
     async def free_mib(self) -> tuple[int, int]:

@@ -100,8 +100,8 @@ class Storage(Protocol):
         which they begin). What belongs to none of them is left out."""
         ...
 
-    async def locate(self, disk: str) -> Place:
-        """Where the hypervisor finds it."""
+    async def locate(self, disk: str, beside: str | None = None) -> Place:
+        """Where the hypervisor finds it. `beside` is a node whose guest has it open, and is to come here with it."""
         ...
 
     async def free_mib(self) -> tuple[int, int]:

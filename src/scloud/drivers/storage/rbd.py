@@ -161,14 +161,14 @@ class RbdStorage:
     async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
         return await self._run("look whose objects these are", lambda context: self._images.owners(context, objects))
 
-    async def locate(self, disk: str) -> RbdPlace:
-        """From now on the disk counts as this node's, for whoever has to cut it off."""
+    async def locate(self, disk: str, beside: str | None = None) -> RbdPlace:
+        """From now on the disk counts as this node's, or as both nodes', for whoever has to cut one off."""
         access = self._cluster.access
 
         def find(context: Any) -> str:
             refuse_fenced(context, access.node)
             name = self._images.name(context, disk)
-            set_omap(context, names.NODES, disk, access.node)
+            set_omap(context, names.NODES, disk, " ".join(filter(None, (beside, access.node))))
             return name
 
         return RbdPlace(

@@ -8,6 +8,7 @@ key should be taken away as well, which the manager does: then no new session ca
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -50,7 +51,7 @@ def fence(session: Session, pools: list[str], data_pools: list[str], node: str) 
         _reach_every_primary(session, pool)
     for context in contexts.values():
         for disk in _disks_of(context, node):
-            _break_locks(context, disk)
+            _break_locks(context, disk, cut)
 
 
 def is_fenced(session: Session, context: Any, node: str) -> bool:
@@ -80,14 +81,17 @@ def _note(context: Any, node: str, addresses: set[str]) -> None:
 
 
 def _disks_of(context: Any, node: str) -> list[str]:
-    """Images of disks that were last given to the node."""
+    """Images of disks that were last given to the node, or that a guest was to take along from it."""
     given = omap(context, names.NODES)
     found = (names.parse_disk(name) for name in rbd.RBD().list(context))
-    return [names.disk_image(*one) for one in found if one is not None and given.get(one[0]) == node]
+    return [names.disk_image(*one) for one in found if one is not None and node in given.get(one[0], "").split()]
 
 
 def _addresses(context: Any, session: Session, node: str) -> set[str]:
-    """Of the node's agent, and of whatever has disks open that were given to the node."""
+    """Of the node's agent, and of what has disks open that were given to the node and comes from no other node.
+
+    A disk on its way between two nodes is open on both, and only one of them is to be cut off.
+    """
     agents = omap(context, names.SESSIONS)
     found = {agents[node]} if node in agents else set()
     for name in _disks_of(context, node):
@@ -95,16 +99,30 @@ def _addresses(context: Any, session: Session, node: str) -> set[str]:
             found |= {watcher["addr"] for watcher in image.watchers_list()}
             lockers = image.list_lockers() or {"lockers": []}
             found |= {address for _, _, address in lockers["lockers"]}
+    return own({_plain(address) for address in found}, agents, node) - {session.address}
+
+
+def own(addresses: set[str], agents: Mapping[str, str], node: str) -> set[str]:
+    """Those of the addresses, IP:PORT/NONCE, that may be the node's: neither another node's agent, nor of its IP.
+
+    `agents` has the address of each node's agent. Nodes that share an IP cannot be told apart by it.
+    """
     others = {address for other, address in agents.items() if other != node}
-    return {address for address in map(_plain, found) if address} - others - {session.address}
+    elsewhere = {_ip(address) for address in others} - {_ip(agents.get(node, ""))}
+    return {one for one in addresses if one and one not in others and _ip(one) not in elsewhere}
 
 
-def _break_locks(context: Any, name: str) -> None:
+def _ip(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+def _break_locks(context: Any, name: str, cut: set[str]) -> None:
     with suppress(rbd.ImageNotFound), rbd.Image(context, name) as image:
         lockers = image.list_lockers() or {"lockers": []}
-        for client, cookie, _ in lockers["lockers"]:
-            with suppress(rbd.ImageNotFound):
-                image.break_lock(client, cookie)
+        for client, cookie, address in lockers["lockers"]:
+            if _plain(address) in cut:  # who loses its lock is put on the blocklist by librbd, too
+                with suppress(rbd.ImageNotFound):
+                    image.break_lock(client, cookie)
 
 
 def _reach_every_primary(session: Session, pool: str) -> None:
