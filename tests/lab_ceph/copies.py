@@ -173,14 +173,14 @@ class Watch:
         and for watches without a process that was started with the disk: those that processes leave behind which were
         killed, and those of an agent that breaks a dead guest's lock.
         """
-        opened = [one for seen in self.opens.values() for one in seen.twice()]
+        opened = [
+            (at, disk, [node for node in nodes if self._has_process(at, disk, node)])
+            for seen in self.opens.values()
+            for at, disk, nodes in seen.twice()
+        ]
         return [
             *self.running.twice(),
-            *(
-                (at, disk, nodes)
-                for at, disk, nodes in opened
-                if not self._migrating(at, nodes) and sum(self._has_process(at, disk, node) for node in nodes) > 1
-            ),
+            *((at, disk, nodes) for at, disk, nodes in opened if len(nodes) > 1 and not self._migrating(at, nodes)),
         ]
 
     def _migrating(self, at: float, nodes: list[str]) -> bool:
