@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import orjson
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Response
 from starlette.requests import HTTPConnection
 
 from scloud.controllers.link_server import LinkServer
 from scloud.controllers.manager import Manager
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import CloudError, ErrorKind
-from scloud.model.fields import worded
 from scloud.model.kinds import Kind
 from scloud.model.specs import AccountSpec
 from scloud.store import operations, tokens
@@ -130,16 +127,6 @@ async def get_admin(connection: HTTPConnection) -> Caller:
 ContextDep = Annotated[Context, Depends(get_context)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
 AdminDep = Annotated[Caller, Depends(get_admin)]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=128,
-        pattern=worded(r"^[\x21-\x7e]+$", "of visible ASCII characters only"),
-        description="repeat a request with the same key and it is carried out once",
-    ),
-]
 
 
 def send(value: Any, status: int = 200) -> Response:
@@ -149,38 +136,6 @@ def send(value: Any, status: int = 200) -> Response:
 def accepted(op: Operation, row: Resource, **more: Any) -> dict[str, Any]:
     """The answer to every write."""
     return {"operation": op.public(), "resource": row.public(), **more}
-
-
-async def write(
-    context: Context,
-    caller: Caller,
-    fn: Callable[[Tx], dict[str, Any]],
-    *,
-    request: Request | None = None,
-    key: str | None = None,
-    afresh: Callable[[Tx, str], dict[str, Any]] | None = None,
-    status: int = 202,
-) -> Response:
-    """Carry out a write in one transaction; with an Idempotency-Key, once however often it is asked.
-
-    `afresh` gives, for the resource's id, what is added to the answer anew each time and never kept: secrets.
-    """
-    digest = ""
-    if key is not None and request is not None:
-        what = f"{request.method} {request.url.path}?{request.url.query}\n".encode()
-        digest = hashlib.sha256(what + await request.body()).hexdigest()
-
-    def once(tx: Tx) -> bytes:
-        known = tokens.recall(tx, caller.account, key, digest) if key is not None else None
-        answer = known.encode() if known is not None else orjson.dumps(fn(tx))
-        if known is None and key is not None:
-            tokens.remember(tx, caller.account, key, digest, answer.decode())
-        if afresh is not None:
-            kept = orjson.loads(answer)
-            answer = orjson.dumps(kept | afresh(tx, kept["resource"]["id"]))
-        return answer
-
-    return Response(await context.store.write(once), status_code=status, media_type="application/json")
 
 
 def begin(tx: Tx, action: str, row: Resource, *, progress: int = 0, message: str = "accepted") -> Operation:

@@ -1,8 +1,8 @@
 """Requests to the REST API: answers parsed, problems raised as CloudError, lists page by page, operations awaited.
 
-A request whose connection is lost is sent again only where that is safe: reads, and POSTs, which the manager carries
-out once for each Idempotency-Key. A manager that has answered once in the life of a client and is then refused (it
-restarts) is tried again for a while; one that never answered is reported at once.
+A request whose connection is lost is sent again only where that is safe: reads, and changes, which the manager carries
+out once for each Idempotency-Key; uploads are not. A manager that has answered once in the life of a client and is then
+refused (it restarts) is tried again for a while; one that never answered is reported at once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Json = Any
 Progress = Callable[[Mapping[str, Any]], None]
+CHANGES = ("POST", "PATCH", "DELETE")
+"""Methods that take an Idempotency-Key."""
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 CONNECT_S = 10.0
@@ -204,10 +206,10 @@ class Client:
         headers: Mapping[str, str] | None,
     ) -> httpx.Response:
         own = dict(headers or {})
-        if method == "POST":
+        if method in CHANGES:
             own.setdefault("Idempotency-Key", str(uuid.uuid4()))
         url, query = self._path(path), _query(params or {})
-        repeatable = method in ("GET", "POST")
+        repeatable = method == "GET" or method in CHANGES
         pause, give_up = 0.1, time.monotonic() + PATIENCE_S
         while True:
             try:

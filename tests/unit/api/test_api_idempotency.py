@@ -29,6 +29,16 @@ async def test_verbs_count_once_too(cloud: Cloud) -> None:
     assert (await cloud.alice.get("/vms/a"))["spec"]["reboots"] == 1
 
 
+async def test_changes_and_deletions_count_once_too(cloud: Cloud) -> None:
+    await cloud.alice.create("vpcs", "net")
+    renamed = await cloud.alice.do("PATCH", "/vpcs/net", {"name": "lan"}, headers={"Idempotency-Key": "rename"})
+    again = await cloud.alice.do("PATCH", "/vpcs/net", {"name": "lan"}, headers={"Idempotency-Key": "rename"})
+    assert again == renamed
+    deleted = await cloud.alice.do("DELETE", "/vpcs/lan", headers=KEY)
+    assert await cloud.alice.do("DELETE", "/vpcs/lan", headers=KEY) == deleted
+    await cloud.alice.fail("DELETE", "/vpcs/lan", status=404, code="not_found")
+
+
 async def test_another_request_with_the_same_key_is_a_conflict(cloud: Cloud) -> None:
     await cloud.alice.do("POST", "/vpcs", {"name": "net"}, headers=KEY)
     await cloud.alice.fail("POST", "/vpcs", {"name": "other"}, headers=KEY, status=409, code="conflict")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from scloud.api.context import AdminDep, CallerDep, ContextDep, IdempotencyKey, accepted, begin_and_end, send, write
+from scloud.api.commands import AdminCommandDep
+from scloud.api.context import CallerDep, ContextDep, accepted, begin_and_end, send
 from scloud.api.intents.common import resolve
 from scloud.api.intents.networks import DEFAULT_GROUP, make_group
 from scloud.api.reading import add_reading, router_for
@@ -64,25 +65,23 @@ def make_account(tx: Tx, name: str, spec: AccountSpec) -> Resource:
 
 
 @accounts.post("", status_code=202, response_model=Accepted)
-async def create_account(
-    body: AccountCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def create_account(body: AccountCreate, command: AdminCommandDep) -> Response:
     """A tenant. Make tokens for it with POST /tokens."""
 
     def make(tx: Tx) -> dict[str, object]:
         row = make_account(tx, body.name, AccountSpec(admin=body.spec.admin))
         return accepted(begin_and_end(tx, "account.create", row), row)
 
-    return await write(context, admin, make, request=request, key=key)
+    return await command.run(make)
 
 
 @accounts.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_account(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def delete_account(ref: RefPath, command: AdminCommandDep) -> Response:
     """Delete an empty account and its tokens."""
 
     def delete(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.ACCOUNT, ref, SYSTEM)
-        if row.id == admin.account:
+        if row.id == command.caller.account:
             raise CloudError(ErrorKind.CONFLICT, "this is the account you are asking with; use another administrator's")
         mine = []
         for kind in Kind:
@@ -102,7 +101,7 @@ async def delete_account(ref: RefPath, context: ContextDep, admin: AdminDep) -> 
         remove(tx, row)
         return accepted(op, row)
 
-    return await write(context, admin, delete)
+    return await command.run(delete)
 
 
 router = APIRouter(tags=["tokens"], responses=PROBLEMS)

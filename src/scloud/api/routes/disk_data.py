@@ -10,11 +10,12 @@ from fastapi import Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, send
 from scloud.api.disk_schemas import DiskFigures, ImageAsk
 from scloud.api.intents import disk_images
 from scloud.api.intents.disks import refuse_while_open, usable
-from scloud.api.reading import fetch, owner_for, router_for
+from scloud.api.reading import fetch, router_for
 from scloud.api.schemas import BYTES, Accepted, OperationOut, RefPath
 from scloud.controllers import imports
 from scloud.link.backup import CHUNK, BackupHeader, Decoder, pieces
@@ -128,34 +129,18 @@ async def import_disk(ref: RefPath, request: Request, context: ContextDep, calle
 
 
 @router.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
-async def image_of_disk(
-    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def image_of_disk(ref: RefPath, body: ImageAsk, command: CommandDep) -> Response:
     """An image of a disk as it is now; the answer's resource is the image."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disk_images.from_disk(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.name, body.login_user),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disk_images.from_disk, body.name, body.login_user)
 
 
 vms = router_for(Kind.VM)
 
 
 @vms.post("/{ref}/actions/image", status_code=202, response_model=Accepted)
-async def image_of_vm(
-    request: Request, ref: RefPath, body: ImageAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def image_of_vm(ref: RefPath, body: ImageAsk, command: CommandDep) -> Response:
     """An image of the system disk of a VM that is off; the answer's resource is the image."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disk_images.from_vm(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.name, body.login_user),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.VM, ref, disk_images.from_vm, body.name, body.login_user)
 
 
 class _Upload:

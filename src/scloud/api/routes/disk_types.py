@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi import Request, Response
+from fastapi import Response
 
-from scloud.api.context import AdminDep, Caller, CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import AdminCommandDep
+from scloud.api.context import Caller, CallerDep, ContextDep, send
 from scloud.api.intents import storage_pools
 from scloud.api.reading import router_for
 from scloud.api.schemas import Accepted, Cursor, Limit, NameFilter, RefPath, Rename, ResourceOut, ResourcePage
@@ -44,22 +45,18 @@ async def show_disk_type(ref: RefPath, context: ContextDep, caller: CallerDep) -
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def create_disk_type(
-    body: DiskTypeCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def create_disk_type(body: DiskTypeCreate, command: AdminCommandDep) -> Response:
     """A name for a pool, or for the nodes' local storage, that accounts make disks with."""
-    return await write(
-        context, admin, lambda tx: storage_pools.create_disk_type(tx, body.name, body.spec), request=request, key=key
-    )
+    return await command.run(storage_pools.create_disk_type, body.name, body.spec)
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_disk_type(ref: RefPath, body: Rename, context: ContextDep, admin: AdminDep) -> Response:
+async def rename_disk_type(ref: RefPath, body: Rename, command: AdminCommandDep) -> Response:
     """Give it another name."""
-    return await write(context, admin, lambda tx: storage_pools.rename_disk_type(tx, ref, body.name))
+    return await command.run(storage_pools.rename_disk_type, ref, body.name)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_disk_type(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def delete_disk_type(ref: RefPath, command: AdminCommandDep) -> Response:
     """Delete it; disks that were made with it stay."""
-    return await write(context, admin, lambda tx: storage_pools.delete_disk_type(tx, ref))
+    return await command.run(storage_pools.delete_disk_type, ref)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Query, Response
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, send
 from scloud.api.disk_schemas import (
     DiskCreate,
     DiskResize,
@@ -17,7 +18,7 @@ from scloud.api.disk_schemas import (
     ScheduleAsk,
 )
 from scloud.api.intents import disks
-from scloud.api.reading import add_show, fetch, list_page, owner_for, router_for
+from scloud.api.reading import add_show, list_page, owner_for, router_for
 from scloud.api.schemas import (
     Accepted,
     AllAccounts,
@@ -63,179 +64,86 @@ async def list_disks(
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def create_disk(
-    body: DiskCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_disk(body: DiskCreate, command: CommandDep) -> Response:
     """A data disk: empty, or with a snapshot's bytes; of a disk type, or of its VM's own node."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.create_disk(tx, caller.account, body.name, body.spec),
-        request=request,
-        key=key,
-    )
+    return await command.run(disks.create_disk, command.caller.account, body.name, body.spec)
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_disk(ref: RefPath, body: Rename, context: ContextDep, caller: CallerDep) -> Response:
+async def rename_disk(ref: RefPath, body: Rename, command: CommandDep) -> Response:
     """Give it another name."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.rename(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.name),
-    )
+    return await command.on(Kind.DISK, ref, disks.rename, body.name)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
 async def delete_disk(
     ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
+    command: CommandDep,
     now: Annotated[bool, Query(description="not by way of the trash: its bytes are lost at once")] = False,
 ) -> Response:
     """Delete a disk that is attached to nothing. One of a pool waits in the trash for a while; a local one is lost."""
-    trash_s = context.manager.settings.trash_hours * 3600
-
-    def delete(tx: Tx) -> dict[str, Any]:
-        return disks.delete(tx, owner_for(tx, Kind.DISK, ref, caller), ref, now=now, trash_s=trash_s)
-
-    return await write(context, caller, delete)
+    trash_s = command.context.manager.settings.trash_hours * 3600
+    return await command.on(Kind.DISK, ref, disks.delete, now=now, trash_s=trash_s)
 
 
 @router.post("/{ref}/actions/attach", status_code=202, response_model=Accepted)
-async def attach_disk(
-    request: Request, ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def attach_disk(ref: RefPath, body: AttachAsk, command: CommandDep) -> Response:
     """Plug it into a VM, running or not."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.attach(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.vm),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.attach, body.vm)
 
 
 @router.post("/{ref}/actions/detach", status_code=202, response_model=Accepted)
-async def detach_disk(
-    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def detach_disk(ref: RefPath, command: CommandDep) -> Response:
     """Unplug it; unmount it in the guest first."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.detach(tx, owner_for(tx, Kind.DISK, ref, caller), ref),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.detach)
 
 
 @router.post("/{ref}/actions/resize", status_code=202, response_model=Accepted)
-async def resize_disk(
-    request: Request, ref: RefPath, body: DiskResize, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def resize_disk(ref: RefPath, body: DiskResize, command: CommandDep) -> Response:
     """Grow it, also while it is in use."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.resize(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.size_mib),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.resize, body.size_mib)
 
 
 @router.post("/{ref}/actions/limit", status_code=202, response_model=Accepted)
-async def limit_disk(
-    request: Request, ref: RefPath, body: LimitAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def limit_disk(ref: RefPath, body: LimitAsk, command: CommandDep) -> Response:
     """What it may do a second, from now on; also while it is in use."""
 
-    def limit(tx: Tx) -> dict[str, Any]:
-        row = fetch(tx, Kind.DISK, ref, caller)
-        return disks.limit(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.on(row.spec_as(DiskSpec).limits))
+    def limit(tx: Tx, account: str, ref: str) -> dict[str, Any]:
+        return disks.limit(tx, account, ref, body.on(get(tx, Kind.DISK, ref, account).spec_as(DiskSpec).limits))
 
-    return await write(context, caller, limit, request=request, key=key)
+    return await command.on(Kind.DISK, ref, limit)
 
 
 @router.post("/{ref}/actions/schedule", status_code=202, response_model=Accepted)
-async def schedule_disk(
-    request: Request,
-    ref: RefPath,
-    body: ScheduleAsk,
-    context: ContextDep,
-    caller: CallerDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def schedule_disk(ref: RefPath, body: ScheduleAsk, command: CommandDep) -> Response:
     """A snapshot every so often, of which the newest are kept."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.set_schedule(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.schedule),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.set_schedule, body.schedule)
 
 
 @router.post("/{ref}/actions/rollback", status_code=202, response_model=Accepted)
-async def roll_back_disk(
-    request: Request,
-    ref: RefPath,
-    body: RollbackAsk,
-    context: ContextDep,
-    caller: CallerDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def roll_back_disk(ref: RefPath, body: RollbackAsk, command: CommandDep) -> Response:
     """Bring back a snapshot's bytes; what was written since is lost. Its VM must be off, or the disk detached."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.roll_back(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.snapshot),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.roll_back, body.snapshot)
 
 
 @router.post("/{ref}/actions/flatten", status_code=202, response_model=Accepted)
-async def flatten_disk(
-    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def flatten_disk(ref: RefPath, command: CommandDep) -> Response:
     """Copy what it shares with its image or snapshot, so that those can be deleted."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.flatten(tx, owner_for(tx, Kind.DISK, ref, caller), ref),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.flatten)
 
 
 @router.post("/{ref}/actions/restore", status_code=202, response_model=Accepted)
-async def restore_disk(
-    request: Request,
-    ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
-    body: RestoreAsk | None = None,
-    key: IdempotencyKey = None,
-) -> Response:
+async def restore_disk(ref: RefPath, command: CommandDep, body: RestoreAsk | None = None) -> Response:
     """Have it back from the trash, by its id or former name; under another name if that is taken."""
 
     def restore(tx: Tx) -> dict[str, Any]:
-        account = owner_for(tx, Kind.DISK, ref, caller) if is_id(ref) else caller.account
+        account = owner_for(tx, Kind.DISK, ref, command.caller) if is_id(ref) else command.caller.account
         return disks.restore(tx, account, ref, body.name if body else None)
 
-    return await write(context, caller, restore, request=request, key=key)
+    return await command.run(restore)
 
 
 @router.post("/{ref}/actions/move", status_code=202, response_model=Accepted)
-async def move_disk(
-    request: Request, ref: RefPath, body: MoveAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def move_disk(ref: RefPath, body: MoveAsk, command: CommandDep) -> Response:
     """To another type's pool, by copy; detached or with its VM off. The answer's resource takes the disk's place."""
-    return await write(
-        context,
-        caller,
-        lambda tx: disks.move(tx, owner_for(tx, Kind.DISK, ref, caller), ref, body.type),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.DISK, ref, disks.move, body.type)

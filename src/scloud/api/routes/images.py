@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, accepted, begin, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, accepted, begin, send
 from scloud.api.intents import networks
 from scloud.api.reading import add_reading, fetch, router_for
 from scloud.api.schemas import BYTES, Accepted, ImageCreate, OperationOut, RefPath, Rename
@@ -41,33 +42,31 @@ def _own(tx: Tx, ref: str, caller: CallerDep) -> Resource:
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def import_image(
-    body: ImageCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def import_image(body: ImageCreate, command: CommandDep) -> Response:
     """Import from a URL, from a file of the manager's host (administrators), or by `upload` with PUT of the bytes."""
     source = body.spec.source
     if source.startswith("file://"):
-        caller.need_admin()
+        command.caller.need_admin()
         if not source.startswith("file:///"):
             raise invalid("spec.source", "must be file:// and an absolute path")
     elif source != UPLOAD and not source.startswith(("http://", "https://")):
         raise invalid("spec.source", "must be an http:// or https:// URL, file:///PATH, or the word upload")
     if body.spec.public:
-        caller.need_admin()
+        command.caller.need_admin()
 
     def make(tx: Tx) -> dict[str, object]:
         waiting = source == UPLOAD
         status = ImageStatus(
             state=State.PENDING if waiting else State.CREATING, reason="waiting for the upload" if waiting else ""
         )
-        owner = SYSTEM if body.spec.public else caller.account
+        owner = SYSTEM if body.spec.public else command.caller.account
         row = create(tx, Kind.IMAGE, owner, body.name, body.spec, status)
-        op = operations.begin(tx, "image.import", row, seconds=3600.0, account=caller.account)
+        op = operations.begin(tx, "image.import", row, seconds=3600.0, account=command.caller.account)
         if not waiting:
             operations.enqueue(tx, row.key)
         return accepted(op, row)
 
-    return await write(context, caller, make, request=request, key=key)
+    return await command.run(make)
 
 
 @router.put(
@@ -112,23 +111,21 @@ async def download_image(
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_image(ref: RefPath, body: Rename, context: ContextDep, caller: CallerDep) -> Response:
+async def rename_image(ref: RefPath, body: Rename, command: CommandDep) -> Response:
     """Give it another name."""
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.rename_plain(tx, Kind.IMAGE, _own(tx, ref, caller).account, ref, body.name),
+    return await command.run(
+        lambda tx: networks.rename_plain(tx, Kind.IMAGE, _own(tx, ref, command.caller).account, ref, body.name)
     )
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_image(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def delete_image(ref: RefPath, command: CommandDep) -> Response:
     """Delete it; refused, with the list of users, while VMs or disks are made from it."""
 
     def delete(tx: Tx) -> dict[str, object]:
-        row = _own(tx, ref, caller)
+        row = _own(tx, ref, command.caller)
         refuse_if_used(tx, row)
         op = begin(tx, "image.delete", row)
         return accepted(op, finishing.leave_image(tx, row))
 
-    return await write(context, caller, delete)
+    return await command.run(delete)

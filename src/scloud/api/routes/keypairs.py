@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, accepted, begin_and_end, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import accepted, begin_and_end
 from scloud.api.reading import add_reading, router_for
 from scloud.api.routes.networks import add_plain_changes
 from scloud.api.schemas import Accepted, KeypairCreate, PlacementGroupCreate
@@ -28,30 +29,14 @@ def _keep(tx: Tx, kind: Kind, account: str, name: str, spec: Value) -> dict[str,
 
 
 @keypairs.post("", status_code=202, response_model=Accepted)
-async def create_keypair(
-    body: KeypairCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_keypair(body: KeypairCreate, command: CommandDep) -> Response:
     """Keep a public key, to be put into VMs at their creation."""
     spec = KeypairSpec(public_key=body.spec.public_key)
-    return await write(
-        context,
-        caller,
-        lambda tx: _keep(tx, Kind.KEYPAIR, caller.account, body.name, spec),
-        request=request,
-        key=key,
-    )
+    return await command.run(_keep, Kind.KEYPAIR, command.caller.account, body.name, spec)
 
 
 @placement_groups.post("", status_code=202, response_model=Accepted)
-async def create_placement_group(
-    body: PlacementGroupCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_placement_group(body: PlacementGroupCreate, command: CommandDep) -> Response:
     """VMs to be kept on different nodes, or in different racks: always (`hard`) or where possible (`soft`)."""
     spec = PlacementGroupSpec(policy=body.spec.policy, over=body.spec.over)
-    return await write(
-        context,
-        caller,
-        lambda tx: _keep(tx, Kind.PLACEMENT_GROUP, caller.account, body.name, spec),
-        request=request,
-        key=key,
-    )
+    return await command.run(_keep, Kind.PLACEMENT_GROUP, command.caller.account, body.name, spec)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, send
 from scloud.api.intents import networks
 from scloud.api.reading import add_reading, add_show, list_page, owner_for, router_for
 from scloud.api.schemas import (
@@ -29,17 +30,9 @@ add_reading(vpcs, Kind.VPC)
 
 
 @vpcs.post("", status_code=202, response_model=Accepted)
-async def create_vpc(
-    body: VpcCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_vpc(body: VpcCreate, command: CommandDep) -> Response:
     """An isolated network; its VNI is chosen at random unless given."""
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.create_vpc(tx, caller.account, body.name, body.spec.vni),
-        request=request,
-        key=key,
-    )
+    return await command.run(networks.create_vpc, command.caller.account, body.name, body.spec.vni)
 
 
 subnets = router_for(Kind.SUBNET)
@@ -66,36 +59,26 @@ async def list_subnets(
 
 
 @subnets.post("", status_code=202, response_model=Accepted)
-async def create_subnet(
-    body: SubnetCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_subnet(body: SubnetCreate, command: CommandDep) -> Response:
     """A range of addresses in a VPC. The first is the gateway's, the second DHCP's and DNS's."""
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.create_subnet(tx, caller.account, body.name, body.spec.vpc, body.spec.cidr),
-        request=request,
-        key=key,
-    )
+    return await command.run(networks.create_subnet, command.caller.account, body.name, body.spec.vpc, body.spec.cidr)
 
 
 def add_plain_changes(router: APIRouter, kind: Kind) -> None:
     """Renaming and deleting of what lives in the database alone."""
 
     @router.patch("/{ref}", status_code=202, response_model=Accepted, operation_id=f"rename_{kind.name.lower()}")
-    async def rename(ref: RefPath, body: Rename, context: ContextDep, caller: CallerDep) -> Response:
+    async def rename(ref: RefPath, body: Rename, command: CommandDep) -> Response:
         """Give it another name."""
-        return await write(
-            context,
-            caller,
-            lambda tx: networks.rename_plain(tx, kind, owner_for(tx, kind, ref, caller), ref, body.name),
+        return await command.run(
+            lambda tx: networks.rename_plain(tx, kind, owner_for(tx, kind, ref, command.caller), ref, body.name)
         )
 
     @router.delete("/{ref}", status_code=202, response_model=Accepted, operation_id=f"delete_{kind.name.lower()}")
-    async def delete(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+    async def delete(ref: RefPath, command: CommandDep) -> Response:
         """Delete it; refused, with the list of users, while something uses it."""
-        return await write(
-            context, caller, lambda tx: networks.delete_plain(tx, kind, owner_for(tx, kind, ref, caller), ref)
+        return await command.run(
+            lambda tx: networks.delete_plain(tx, kind, owner_for(tx, kind, ref, command.caller), ref)
         )
 
 

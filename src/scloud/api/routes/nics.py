@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, send
 from scloud.api.intents import networks
-from scloud.api.reading import add_show, list_page, owner_for, router_for
+from scloud.api.reading import add_show, list_page, router_for
 from scloud.api.schemas import (
     Accepted,
     AllAccounts,
@@ -63,62 +64,36 @@ async def list_nics(
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def create_nic(
-    body: NicCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_nic(body: NicCreate, command: CommandDep) -> Response:
     """A nic with an address of its own, attached to a VM if one is named."""
     ask = body.spec
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.create_nic(tx, caller.account, body.name, ask.subnet, ask.ip, ask.security_groups, ask.vm),
-        request=request,
-        key=key,
+    return await command.run(
+        networks.create_nic, command.caller.account, body.name, ask.subnet, ask.ip, ask.security_groups, ask.vm
     )
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def change_nic(ref: RefPath, body: NicPatch, context: ContextDep, caller: CallerDep) -> Response:
+async def change_nic(ref: RefPath, body: NicPatch, command: CommandDep) -> Response:
     """Another name, or other security groups."""
     if body.name is None and body.spec is None:
         raise invalid("name", "give a name, spec.security_groups or both")
     groups = body.spec.security_groups if body.spec else None
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.change_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.name, groups),
-    )
+    return await command.on(Kind.NIC, ref, networks.change_nic, body.name, groups)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_nic(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def delete_nic(ref: RefPath, command: CommandDep) -> Response:
     """Delete a nic that is attached to nothing."""
-    return await write(context, caller, lambda tx: networks.delete_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref))
+    return await command.on(Kind.NIC, ref, networks.delete_nic)
 
 
 @router.post("/{ref}/actions/attach", status_code=202, response_model=Accepted)
-async def attach_nic(
-    request: Request, ref: RefPath, body: AttachAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def attach_nic(ref: RefPath, body: AttachAsk, command: CommandDep) -> Response:
     """Plug it into a VM, running or not."""
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.attach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref, body.vm),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.NIC, ref, networks.attach_nic, body.vm)
 
 
 @router.post("/{ref}/actions/detach", status_code=202, response_model=Accepted)
-async def detach_nic(
-    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def detach_nic(ref: RefPath, command: CommandDep) -> Response:
     """Unplug it; it keeps its address and MAC."""
-    return await write(
-        context,
-        caller,
-        lambda tx: networks.detach_nic(tx, owner_for(tx, Kind.NIC, ref, caller), ref),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.NIC, ref, networks.detach_nic)

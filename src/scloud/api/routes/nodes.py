@@ -6,17 +6,14 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Query, Response
 
+from scloud.api.commands import AdminCommandDep
 from scloud.api.context import (
-    AdminDep,
     Context,
-    ContextDep,
-    IdempotencyKey,
     accepted,
     begin,
     begin_and_end,
-    write,
 )
 from scloud.api.intents import storage_pools
 from scloud.api.intents.common import resolve
@@ -53,9 +50,7 @@ JOIN_TOKEN_S = 24 * 3600.0
 
 
 @nodes.post("", status_code=202, response_model=NodeAccepted)
-async def add_node(
-    body: NodeCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def add_node(body: NodeCreate, command: AdminCommandDep) -> Response:
     """Expect a node; the answer has the one command to run on it."""
 
     def make(tx: Tx) -> dict[str, object]:
@@ -63,10 +58,10 @@ async def add_node(
         status = NodeStatus(state=State.JOINING, reason="waiting for the host to join")
         row = create(tx, Kind.NODE, SYSTEM, body.name, NodeSpec(cluster=cluster.id), status)
         refer(tx, row.id, cluster.id, "cluster")
-        op = operations.begin(tx, "node.create", row, seconds=JOIN_TOKEN_S, account=admin.account)
+        op = operations.begin(tx, "node.create", row, seconds=JOIN_TOKEN_S, account=command.caller.account)
         return accepted(op, row)
 
-    return await write(context, admin, make, request=request, key=key, afresh=_join(context))
+    return await command.run_afresh(make, _join(command.context))
 
 
 def _join(context: Context) -> Callable[[Tx, str], dict[str, Any]]:
@@ -85,32 +80,26 @@ def _join(context: Context) -> Callable[[Tx, str], dict[str, Any]]:
 
 
 @nodes.post("/{ref}/actions/join-token", status_code=202, response_model=NodeAccepted)
-async def new_join_token(
-    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def new_join_token(ref: RefPath, command: AdminCommandDep) -> Response:
     """Another join token, for a host that lost its certificate; tokens given before stop working."""
 
     def make(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
         return accepted(begin_and_end(tx, "node.join-token", row), row)
 
-    return await write(context, admin, make, request=request, key=key, afresh=_join(context))
+    return await command.run_afresh(make, _join(command.context))
 
 
 @nodes.post("/{ref}/actions/cordon", status_code=202, response_model=Accepted)
-async def cordon(
-    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def cordon(ref: RefPath, command: AdminCommandDep) -> Response:
     """Place no new VMs on it; what runs there goes on."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, True, admin.account_name), request=request, key=key)
+    return await command.run(_cordon, ref, True, command.caller.account_name)
 
 
 @nodes.post("/{ref}/actions/uncordon", status_code=202, response_model=Accepted)
-async def uncordon(
-    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def uncordon(ref: RefPath, command: AdminCommandDep) -> Response:
     """Place VMs on it again; a drain is undone with that."""
-    return await write(context, admin, lambda tx: _cordon(tx, ref, False, admin.account_name), request=request, key=key)
+    return await command.run(_cordon, ref, False, command.caller.account_name)
 
 
 def _cordon(tx: Tx, ref: str, cordoned: bool, by: str) -> dict[str, object]:
@@ -128,9 +117,7 @@ def _cordon(tx: Tx, ref: str, cordoned: bool, by: str) -> dict[str, object]:
 
 
 @nodes.post("/{ref}/actions/bmc", status_code=202, response_model=Accepted)
-async def set_bmc(
-    request: Request, ref: RefPath, body: BmcAsk, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def set_bmc(ref: RefPath, body: BmcAsk, command: AdminCommandDep) -> Response:
     """How its machine is switched off from outside (Redfish) when it is lost; without `bmc`, not at all."""
 
     def change(tx: Tx) -> dict[str, object]:
@@ -142,11 +129,11 @@ async def set_bmc(
         row = save(tx, row, spec=row.spec_as(NodeSpec).model_copy(update={"bmc": body.bmc}))
         return accepted(begin_and_end(tx, "node.bmc", row), row)
 
-    return await write(context, admin, change, request=request, key=key)
+    return await command.run(change)
 
 
 @nodes.patch("/{ref}", status_code=202, response_model=Accepted)
-async def change_node(ref: RefPath, body: NodePatch, context: ContextDep, admin: AdminDep) -> Response:
+async def change_node(ref: RefPath, body: NodePatch, command: AdminCommandDep) -> Response:
     """Its labels, all of them. `rack` and `datacenter` say where it stands; storage clusters follow."""
 
     def change(tx: Tx) -> dict[str, object]:
@@ -155,14 +142,13 @@ async def change_node(ref: RefPath, body: NodePatch, context: ContextDep, admin:
         row = save(tx, row, spec=row.spec_as(NodeSpec).model_copy(update={"labels": body.spec.labels}))
         return accepted(begin_and_end(tx, "node.update", row), row)
 
-    return await write(context, admin, change)
+    return await command.run(change)
 
 
 @nodes.delete("/{ref}", status_code=202, response_model=Accepted)
 async def remove_node(
     ref: RefPath,
-    context: ContextDep,
-    admin: AdminDep,
+    command: AdminCommandDep,
     force: Annotated[bool, Query(description="also with VMs on it: they are lost with the node")] = False,
 ) -> Response:
     """Take a node out of the cloud; refused while it has VMs or disks, unless it is dead and `force` says so."""
@@ -181,7 +167,7 @@ async def remove_node(
                 f"node '{row.name}' has {', '.join(users[:5])}; delete them, or use force if the node is lost",
                 users=users,
             )
-        if row.id in context.manager.sessions and (held or users):
+        if row.id in command.context.manager.sessions and (held or users):
             raise CloudError(
                 ErrorKind.CONFLICT, f"node '{row.name}' is alive; stop its agent before you declare it lost"
             )
@@ -202,8 +188,8 @@ async def remove_node(
         removed.append(row.id)
         return accepted(ended, row)
 
-    response = await write(context, admin, delete)
-    for session in filter(None, map(context.manager.sessions.get, removed)):
+    response = await command.run(delete)
+    for session in filter(None, map(command.context.manager.sessions.get, removed)):
         await session.hang_up()  # from now on it is refused
     return response
 
@@ -213,9 +199,7 @@ add_reading(clusters, Kind.CLUSTER)
 
 
 @clusters.post("", status_code=202, response_model=Accepted)
-async def create_cluster(
-    body: ClusterCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def create_cluster(body: ClusterCreate, command: AdminCommandDep) -> Response:
     """Nodes of one architecture, with one CPU overcommit."""
 
     def make(tx: Tx) -> dict[str, object]:
@@ -223,11 +207,11 @@ async def create_cluster(
         row = create(tx, Kind.CLUSTER, SYSTEM, body.name, spec, Status(state=State.READY))
         return accepted(begin_and_end(tx, "cluster.create", row), row)
 
-    return await write(context, admin, make, request=request, key=key)
+    return await command.run(make)
 
 
 @clusters.patch("/{ref}", status_code=202, response_model=Accepted)
-async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, admin: AdminDep) -> Response:
+async def change_cluster(ref: RefPath, body: ClusterPatch, command: AdminCommandDep) -> Response:
     """Another name or another overcommit; VMs that are placed stay where they are."""
 
     def change(tx: Tx) -> dict[str, object]:
@@ -240,7 +224,7 @@ async def change_cluster(ref: RefPath, body: ClusterPatch, context: ContextDep, 
         row = save(tx, row, name=body.name, spec=spec)
         return accepted(begin_and_end(tx, "cluster.update", row), row)
 
-    return await write(context, admin, change)
+    return await command.run(change)
 
 
 def _patched(tx: Tx, spec: ClusterSpec, ask: ClusterPatchSpec) -> ClusterSpec:
@@ -264,7 +248,7 @@ def _patched(tx: Tx, spec: ClusterSpec, ask: ClusterPatchSpec) -> ClusterSpec:
 
 
 @clusters.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_cluster(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def delete_cluster(ref: RefPath, command: AdminCommandDep) -> Response:
     """Delete a cluster that has no nodes."""
 
     def delete(tx: Tx) -> dict[str, object]:
@@ -276,4 +260,4 @@ async def delete_cluster(ref: RefPath, context: ContextDep, admin: AdminDep) -> 
         remove(tx, row)
         return accepted(op, row)
 
-    return await write(context, admin, delete)
+    return await command.run(delete)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from scloud.api.context import AdminDep, ContextDep, IdempotencyKey, write
+from scloud.api.commands import AdminCommandDep
 from scloud.api.intents import storage_pools
 from scloud.api.reading import add_reading, router_for
 from scloud.api.schemas import Accepted, RefPath, Rename
@@ -16,22 +16,18 @@ add_reading(router, Kind.POOL)
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def create_pool(
-    body: PoolCreate, request: Request, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def create_pool(body: PoolCreate, command: AdminCommandDep) -> Response:
     """A pool of copies (`replica:3`) or of chunks (`ec:4+2`) over different hosts, racks or datacenters."""
-    return await write(
-        context, admin, lambda tx: storage_pools.create_pool(tx, body.name, body.spec), request=request, key=key
-    )
+    return await command.run(storage_pools.create_pool, body.name, body.spec)
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_pool(ref: RefPath, body: Rename, context: ContextDep, admin: AdminDep) -> Response:
+async def rename_pool(ref: RefPath, body: Rename, command: AdminCommandDep) -> Response:
     """Give it another name."""
-    return await write(context, admin, lambda tx: storage_pools.rename_pool(tx, ref, body.name))
+    return await command.run(storage_pools.rename_pool, ref, body.name)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_pool(ref: RefPath, context: ContextDep, admin: AdminDep) -> Response:
+async def delete_pool(ref: RefPath, command: AdminCommandDep) -> Response:
     """Delete a pool and all bytes in it; refused, with the list, while disks or disk types use it."""
-    return await write(context, admin, lambda tx: storage_pools.delete_pool(tx, ref))
+    return await command.run(storage_pools.delete_pool, ref)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Query, Response
 
-from scloud.api.context import AdminDep, ContextDep, IdempotencyKey, accepted, begin_and_end, send, write
+from scloud.api.commands import AdminCommandDep
+from scloud.api.context import AdminDep, ContextDep, accepted, begin_and_end, send
 from scloud.api.reading import router_for
 from scloud.api.relocation_schemas import DrainOut, RebalanceAsk, RebalanceOut, UndrainAsk
 from scloud.api.schemas import Accepted, RefPath
@@ -27,9 +28,7 @@ RUNS_SHOWN = 5
 
 
 @nodes.post("/{ref}/actions/drain", status_code=202, response_model=Accepted)
-async def drain_node(
-    request: Request, ref: RefPath, context: ContextDep, admin: AdminDep, key: IdempotencyKey = None
-) -> Response:
+async def drain_node(ref: RefPath, command: AdminCommandDep) -> Response:
     """Move all its VMs to other nodes, live, and place no new ones on it, until it is undrained.
 
     The operation ends when nothing runs on it any more; it fails when only VMs are left that cannot leave, with the
@@ -38,21 +37,14 @@ async def drain_node(
 
     def write_(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
-        op = drain.begin(tx, row, admin.account_name)
+        op = drain.begin(tx, row, command.caller.account_name)
         return accepted(op, find(tx, row.id) or row)
 
-    return await write(context, admin, write_, request=request, key=key)
+    return await command.run(write_)
 
 
 @nodes.post("/{ref}/actions/undrain", status_code=202, response_model=Accepted)
-async def undrain_node(
-    request: Request,
-    ref: RefPath,
-    body: UndrainAsk,
-    context: ContextDep,
-    admin: AdminDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def undrain_node(ref: RefPath, body: UndrainAsk, command: AdminCommandDep) -> Response:
     """Open it again, at any moment: no more VMs leave, and new ones come. What has left does not come back."""
 
     def write_(tx: Tx) -> dict[str, object]:
@@ -60,10 +52,10 @@ async def undrain_node(
         spec = row.spec_as(NodeSpec)
         if not spec.draining and not spec.cordoned:
             return accepted(begin_and_end(tx, "node.undrain", row, "it is so already"), row)
-        row = drain.undo(tx, row, admin.account_name, body.cancel)
+        row = drain.undo(tx, row, command.caller.account_name, body.cancel)
         return accepted(begin_and_end(tx, "node.undrain", row), row)
 
-    return await write(context, admin, write_, request=request, key=key)
+    return await command.run(write_)
 
 
 @nodes.get("/{ref}/drain", response_model=DrainOut)
@@ -132,18 +124,13 @@ def _proposal(found: Rebalancing) -> dict[str, Any]:
 
 
 @clusters.post("/{ref}/actions/rebalance", status_code=202, response_model=Accepted)
-async def carry_out(
-    ref: RefPath,
-    request: Request,
-    body: RebalanceAsk,
-    context: ContextDep,
-    admin: AdminDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def carry_out(ref: RefPath, body: RebalanceAsk, command: AdminCommandDep) -> Response:
     """Make the moves that are proposed now, a few at once; each is judged again before it begins, and left out if it
     would gain too little by then."""
-    loads = context.manager.loads()
-    found = await context.store.read(lambda tx: rebalancing(tx, get(tx, Kind.CLUSTER, ref, SYSTEM), loads, body.limit))
+    loads = command.context.manager.loads()
+    found = await command.context.store.read(
+        lambda tx: rebalancing(tx, get(tx, Kind.CLUSTER, ref, SYSTEM), loads, body.limit)
+    )
 
     def write_(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.CLUSTER, ref, SYSTEM)
@@ -151,7 +138,7 @@ async def carry_out(
             run = runs.stop(tx, row)
             words = moves.words(tx, run) if run is not None else "none is under way"
             return accepted(begin_and_end(tx, "cluster.rebalance-stop", row, words), row)
-        op = runs.begin(tx, row, found, admin.account_name)
+        op = runs.begin(tx, row, found, command.caller.account_name)
         return accepted(op or begin_and_end(tx, runs.ACTION, row, "nothing is worth moving"), row)
 
-    return await write(context, admin, write_, request=request, key=key)
+    return await command.run(write_)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, accepted, begin_and_end, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, accepted, begin_and_end, send
 from scloud.api.disk_schemas import SnapshotCreate
 from scloud.api.intents import snapshots
-from scloud.api.reading import add_show, fetch, list_page, owner_for, router_for
+from scloud.api.reading import add_show, fetch, list_page, router_for
 from scloud.api.schemas import (
     Accepted,
     AllAccounts,
@@ -46,29 +47,23 @@ async def list_snapshots(
 
 
 @router.post("", status_code=202, response_model=Accepted)
-async def create_snapshot(
-    body: SnapshotCreate, request: Request, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def create_snapshot(body: SnapshotCreate, command: CommandDep) -> Response:
     """Keep a disk's bytes as they are now, also while it is in use."""
-
-    def create(tx: Tx) -> dict[str, object]:
-        return snapshots.create(tx, caller.account, body.name, body.spec.disk)
-
-    return await write(context, caller, create, request=request, key=key)
+    return await command.run(snapshots.create, command.caller.account, body.name, body.spec.disk)
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def rename_snapshot(ref: RefPath, body: Rename, context: ContextDep, caller: CallerDep) -> Response:
+async def rename_snapshot(ref: RefPath, body: Rename, command: CommandDep) -> Response:
     """Give it another name."""
 
-    def rename(tx: Tx) -> dict[str, object]:
-        row = snapshots.rename(tx, owner_for(tx, Kind.SNAPSHOT, ref, caller), ref, body.name)
+    def rename(tx: Tx, account: str, ref: str) -> dict[str, object]:
+        row = snapshots.rename(tx, account, ref, body.name)
         return accepted(begin_and_end(tx, "snapshot.rename", row), row)
 
-    return await write(context, caller, rename)
+    return await command.on(Kind.SNAPSHOT, ref, rename)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
-async def delete_snapshot(ref: RefPath, context: ContextDep, caller: CallerDep) -> Response:
+async def delete_snapshot(ref: RefPath, command: CommandDep) -> Response:
     """Delete it; refused, with their list, while disks that were made from it depend on it."""
-    return await write(context, caller, lambda tx: snapshots.delete(tx, owner_for(tx, Kind.SNAPSHOT, ref, caller), ref))
+    return await command.on(Kind.SNAPSHOT, ref, snapshots.delete)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Query, Response
 from starlette.responses import PlainTextResponse
 
-from scloud.api.context import CallerDep, ContextDep, IdempotencyKey, send, write
+from scloud.api.commands import CommandDep
+from scloud.api.context import CallerDep, ContextDep, send
 from scloud.api.intents import vms
 from scloud.api.reading import add_show, fetch, list_page, owner_for, router_for
 from scloud.api.schemas import (
@@ -73,16 +74,13 @@ add_show(router, Kind.VM)
 )
 async def create_vm(
     body: VmCreate,
-    request: Request,
-    context: ContextDep,
-    caller: CallerDep,
-    key: IdempotencyKey = None,
+    command: CommandDep,
     dry_run: Annotated[bool, Query(description="only say where it would go, and why not elsewhere")] = False,
 ) -> Response:
     """Create one VM, or several alike."""
-    loads = context.manager.loads()
+    loads = command.context.manager.loads()
     if dry_run:
-        plan = await context.store.read(lambda tx: vms.dry_run(tx, caller.account, body.spec, loads))
+        plan = await command.context.store.read(lambda tx: vms.dry_run(tx, command.caller.account, body.spec, loads))
         names = {candidate.node: candidate.name for candidate in plan.candidates}
         candidates = [
             {
@@ -95,122 +93,70 @@ async def create_vm(
             for c in plan.candidates
         ]
         return send({"node": names.get(plan.node or ""), "candidates": candidates})
-    return await write(
-        context, caller, lambda tx: vms.create_vms(tx, caller.account, body, loads), request=request, key=key
-    )
+    return await command.run(vms.create_vms, command.caller.account, body, loads)
 
 
 @router.patch("/{ref}", status_code=202, response_model=Accepted)
-async def change_vm(ref: RefPath, body: VmPatch, context: ContextDep, caller: CallerDep) -> Response:
+async def change_vm(ref: RefPath, body: VmPatch, command: CommandDep) -> Response:
     """Give it another name, or say what becomes of it when its node is lost."""
-    return await write(context, caller, lambda tx: vms.change(tx, owner_for(tx, Kind.VM, ref, caller), ref, body))
+    return await command.on(Kind.VM, ref, vms.change, body)
 
 
 @router.delete("/{ref}", status_code=202, response_model=Accepted)
 async def delete_vm(
     ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
+    command: CommandDep,
     keep_disks: Annotated[bool, Query(description="its system disk waits in the trash for a while")] = False,
 ) -> Response:
     """Delete it with its system disk and the nics made with it; data disks stay."""
-    keep_s = context.manager.settings.trash_hours * 3600 if keep_disks else None
-    return await write(context, caller, lambda tx: vms.delete(tx, owner_for(tx, Kind.VM, ref, caller), ref, keep_s))
+    keep_s = command.context.manager.settings.trash_hours * 3600 if keep_disks else None
+    return await command.on(Kind.VM, ref, vms.delete, keep_s)
 
 
 @router.post("/{ref}/actions/start", status_code=202, response_model=Accepted)
-async def start_vm(
-    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def start_vm(ref: RefPath, command: CommandDep) -> Response:
     """Start it; one in `error` is tried again."""
-    return await write(
-        context, caller, lambda tx: vms.start(tx, owner_for(tx, Kind.VM, ref, caller), ref), request=request, key=key
-    )
+    return await command.on(Kind.VM, ref, vms.start)
 
 
 @router.post("/{ref}/actions/stop", status_code=202, response_model=Accepted)
-async def stop_vm(
-    request: Request,
-    ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
-    body: StopAsk | None = None,
-    key: IdempotencyKey = None,
-) -> Response:
+async def stop_vm(ref: RefPath, command: CommandDep, body: StopAsk | None = None) -> Response:
     """Ask the guest to shut down, and switch it off after a minute; with `force` at once."""
     force = body.force if body else False
-    return await write(
-        context,
-        caller,
-        lambda tx: vms.stop(tx, owner_for(tx, Kind.VM, ref, caller), ref, force),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.VM, ref, vms.stop, force)
 
 
 @router.post("/{ref}/actions/reboot", status_code=202, response_model=Accepted)
-async def reboot_vm(
-    request: Request, ref: RefPath, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def reboot_vm(ref: RefPath, command: CommandDep) -> Response:
     """Reset a running VM."""
-    return await write(
-        context, caller, lambda tx: vms.reboot(tx, owner_for(tx, Kind.VM, ref, caller), ref), request=request, key=key
-    )
+    return await command.on(Kind.VM, ref, vms.reboot)
 
 
 @router.post("/{ref}/actions/resize", status_code=202, response_model=Accepted)
-async def resize_vm(
-    request: Request, ref: RefPath, body: ResizeAsk, context: ContextDep, caller: CallerDep, key: IdempotencyKey = None
-) -> Response:
+async def resize_vm(ref: RefPath, body: ResizeAsk, command: CommandDep) -> Response:
     """Other CPUs or memory: live where the guest allows it, else from its next start on."""
-    return await write(
-        context,
-        caller,
-        lambda tx: vms.resize(tx, owner_for(tx, Kind.VM, ref, caller), ref, body.cpus, body.memory_mib),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.VM, ref, vms.resize, body.cpus, body.memory_mib)
 
 
 @router.post("/{ref}/actions/migrate", status_code=202, response_model=Accepted)
-async def migrate_vm(
-    request: Request,
-    ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
-    body: MigrateAsk | None = None,
-    key: IdempotencyKey = None,
-) -> Response:
+async def migrate_vm(ref: RefPath, command: CommandDep, body: MigrateAsk | None = None) -> Response:
     """Bring a running VM to another node without stopping it, or end that. For administrators."""
-    loads = context.manager.loads()
+    loads = command.context.manager.loads()
 
     def go(tx: Tx) -> dict[str, Any]:
-        account = owner_for(tx, Kind.VM, ref, caller)
+        account = owner_for(tx, Kind.VM, ref, command.caller)
         get(tx, Kind.VM, ref, account)  # of another's VM nobody learns that it is there
-        caller.need_admin()
+        command.caller.need_admin()
         return vms.migrate(tx, account, ref, body or MigrateAsk(), loads)
 
-    return await write(context, caller, go, request=request, key=key)
+    return await command.run(go)
 
 
 @router.post("/{ref}/actions/rebuild", status_code=202, response_model=Accepted)
-async def rebuild_vm(
-    request: Request,
-    ref: RefPath,
-    context: ContextDep,
-    caller: CallerDep,
-    body: RebuildAsk | None = None,
-    key: IdempotencyKey = None,
-) -> Response:
+async def rebuild_vm(ref: RefPath, command: CommandDep, body: RebuildAsk | None = None) -> Response:
     """Make its system disk anew from its image, or another one; what was on that disk is lost."""
     image = body.image if body else None
-    return await write(
-        context,
-        caller,
-        lambda tx: vms.rebuild(tx, owner_for(tx, Kind.VM, ref, caller), ref, image),
-        request=request,
-        key=key,
-    )
+    return await command.on(Kind.VM, ref, vms.rebuild, image)
 
 
 @router.get("/{ref}/log", response_class=PlainTextResponse, responses={200: TEXT})
