@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scloud.cli.looks import ACCOUNT
-from scloud.cli.options import AllAccountsOption, How, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import AllAccountsOption, How, OutputOption, with_how
 from scloud.cli.output import emit, show, table
 from scloud.cli.session import Output, connect
 from scloud.cli.standard import add_delete, add_list, add_show, create, given, noun
@@ -17,17 +17,17 @@ app = noun("Accounts: tenants, none of whom sees another's things.")
 
 
 @app.command("create")
+@with_how
 def create_account(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     admin: Annotated[
         bool, typer.Option("--admin", help="An administrator: sees all accounts, nodes, clusters.")
     ] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create an account; `scloud token create --account NAME` lets somebody in."""
-    create(ACCOUNT, {"name": name, "spec": given(admin=admin or None)}, How(output, wait, timeout))
+    create(ACCOUNT, {"name": name, "spec": given(admin=admin or None)}, how)
 
 
 add_list(app, ACCOUNT, tenant=False)

@@ -11,7 +11,7 @@ import typer
 from scloud.cli.follow import settle
 from scloud.cli.human import ago, parse_duration
 from scloud.cli.looks import CLUSTER
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, with_how
 from scloud.cli.output import Column, Resource, emit, say, show, table
 from scloud.cli.relocations import print_relocation
 from scloud.cli.session import Output, connect, parsed, path
@@ -23,6 +23,7 @@ add_show(app, CLUSTER)
 
 
 @app.command("set")
+@with_how
 def set_values(
     name: NameArgument,
     cpu_overcommit: Annotated[
@@ -45,9 +46,8 @@ def set_values(
     rebalance_moves: Annotated[
         int | None, typer.Option("--rebalance-moves", min=1, max=100, help="Moves of each, at most.")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Change how much a cluster's nodes may promise, and how VMs are moved between them."""
     every = None
@@ -65,18 +65,18 @@ def set_values(
         raise typer.BadParameter("say what to change: see --help")
     with connect() as client:
         answer = client.patch(path("clusters", name), {"spec": spec})
-        settle(client, answer, How(output, wait, timeout), "changed", "changed")
+        settle(client, answer, how, "changed", "changed")
 
 
 @app.command("rebalance")
+@with_how
 def rebalance(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")] = "default",
     limit: Annotated[int, typer.Option("--limit", min=1, max=100, help="Moves at most.")] = 20,
     apply: Annotated[bool, typer.Option("--apply", help="Make the moves.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Begin no more moves.")] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Propose moves of VMs that would even out the load, the best first, and show what the last ones did.
 
@@ -88,16 +88,16 @@ def rebalance(
         if apply or stop:
             body = {"stop": True} if stop else {"limit": limit}
             answer = client.post(path("clusters", name, "actions", "rebalance"), body)
-            settle(client, answer, How(output, wait, timeout), "changed", "changed")
-            if output is not Output.TABLE or not wait:
+            settle(client, answer, how, "changed", "changed")
+            if how.output is not Output.TABLE or not how.wait:
                 return
             done = client.get(path("clusters", name, "rebalance"), limit=1)["runs"]
             if done:
                 print_relocation(done[0])
             return
         found = client.get(path("clusters", name, "rebalance"), limit=limit)
-    if output is not Output.TABLE:
-        emit(found, output)
+    if how.output is not Output.TABLE:
+        emit(found, how.output)
         return
     if found["moves"]:
         moves = (

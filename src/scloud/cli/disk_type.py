@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
-from scloud.cli.session import Output
+from scloud.cli.options import How, with_how
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, given, noun
 from scloud.cli.storage_looks import DISK_TYPE
 
@@ -15,17 +14,17 @@ app = noun("Disk types: names for pools, made by administrators, that every acco
 
 
 @app.command("create")
+@with_how
 def create_disk_type(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, such as standard or performance.")],
     pool: Annotated[
         str | None, typer.Option("--pool", help="Where its disks are.", show_default="the nodes' local storage")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create a disk type."""
-    create(DISK_TYPE, {"name": name, "spec": given(pool=pool)}, How(output, wait, timeout))
+    create(DISK_TYPE, {"name": name, "spec": given(pool=pool)}, how)
 
 
 add_list(app, DISK_TYPE, tenant=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from scloud.cli.follow import settle
-from scloud.cli.options import How, OutputOption, Switch, TimeoutOption, WaitOption
+from scloud.cli.options import How, OutputOption, Switch, with_how
 from scloud.cli.output import Column, emit, say, show, table
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import given, noun
@@ -98,6 +98,7 @@ def status(output: OutputOption = Output.TABLE) -> None:
 
 
 @app.command("settings")
+@with_how
 def settings(
     cluster: Annotated[str, typer.Option("--cluster", help="Of which cluster of nodes.")] = "default",
     profile: Annotated[Profile | None, typer.Option("--profile", help="All numbers at once.")] = None,
@@ -114,9 +115,8 @@ def settings(
     max_share: Annotated[
         float | None, typer.Option("--max-share", metavar="0..1", help="More nodes missing at once: do nothing.")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Change when a node counts as dead; without an option, show it."""
     ask = given(
@@ -130,8 +130,8 @@ def settings(
         max_share=max_share,
     )
     if not ask:
-        status(output)
+        status(how.output)
         return
     with connect() as client:
         answer = client.patch(path("clusters", cluster), {"spec": {"ha": ask}})
-        settle(client, answer, How(output, wait, timeout), "changed", "changed")
+        settle(client, answer, how, "changed", "changed")

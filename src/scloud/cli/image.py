@@ -13,7 +13,7 @@ import typer
 
 from scloud.cli.follow import settle
 from scloud.cli.looks import IMAGE
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, OutputOption, with_how
 from scloud.cli.output import Resource, emit, note, say
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, given, noun
@@ -31,6 +31,7 @@ class Format(StrEnum):
 
 
 @app.command("import")
+@with_how
 def import_image(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file on this machine, or an http(s) URL.")],
@@ -40,9 +41,8 @@ def import_image(
         str | None, typer.Option("--login-user", help="Whom `vm ssh` logs in as.", show_default="root")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="For every account to use (administrators only).")] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Import an image from a file, which is uploaded, or from a URL, which the cloud fetches."""
     remote = "://" in source
@@ -61,10 +61,11 @@ def import_image(
         answer = client.post("/images", {"name": name, "spec": spec})
         if not remote:
             _upload(client, answer["resource"], file)
-        settle(client, answer, How(output, wait, timeout), "imported", "created")
+        settle(client, answer, how, "imported", "created")
 
 
 @app.command("create-from")
+@with_how
 def create_from(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")],
     disk: Annotated[str | None, typer.Option("--disk", metavar="DISK", help="Of a disk, also one in use.")] = None,
@@ -74,9 +75,8 @@ def create_from(
     login_user: Annotated[
         str | None, typer.Option("--login-user", help="Whom `vm ssh` logs in as.", show_default="its image's")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Make an image of a disk as it is now."""
     if (disk is None) == (vm is None):
@@ -84,7 +84,7 @@ def create_from(
     source = path("disks", disk) if disk is not None else path("vms", str(vm))
     with connect() as client:
         answer = client.post(f"{source}/actions/image", given(name=name, login_user=login_user))
-        settle(client, answer, How(output, wait, timeout), "created", "created")
+        settle(client, answer, how, "created", "created")
 
 
 def _upload(client: Client, image: Resource, file: Path) -> None:

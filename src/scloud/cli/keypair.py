@@ -9,15 +9,16 @@ import typer
 
 from scloud.cli.follow import settle
 from scloud.cli.looks import KEYPAIR
-from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, with_how
 from scloud.cli.output import note
-from scloud.cli.session import Output, connect
+from scloud.cli.session import connect
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, noun
 
 app = noun("Keypairs: SSH keys that new VMs let in.")
 
 
 @app.command("create")
+@with_how
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     public_key: Annotated[
@@ -29,9 +30,8 @@ def create(
             show_default="a new ed25519 key, kept in ~/.config/scloud/keys",
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Register a public key, or make a pair whose private half stays on this machine."""
     with connect() as client:
@@ -49,7 +49,7 @@ def create(
             raise
         if made:
             note(f"The private key is {made}")
-        settle(client, answer, How(output, wait, timeout), "created", "created")
+        settle(client, answer, how, "created", "created")
 
 
 def _own_key(name: str) -> tuple[str, Path | None]:

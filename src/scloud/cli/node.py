@@ -9,7 +9,7 @@ import typer
 from scloud.cli.follow import settle
 from scloud.cli.lazy import Entry, LazyGroup
 from scloud.cli.looks import NODE
-from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, NamesArgument, OutputOption, with_how
 from scloud.cli.output import emit, say
 from scloud.cli.relocations import print_relocation
 from scloud.cli.session import Output, connect, path
@@ -51,42 +51,39 @@ add_show(app, NODE)
 
 
 @app.command("cordon")
-def cordon(
-    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
-) -> None:
+@with_how
+def cordon(names: NamesArgument, *, how: How) -> None:
     """Place no more VMs on a node; those on it stay."""
-    act(NODE, names, "cordon", {}, How(output, wait, timeout), "takes no new VMs")
+    act(NODE, names, "cordon", {}, how, "takes no new VMs")
 
 
 @app.command("uncordon")
-def uncordon(
-    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
-) -> None:
+@with_how
+def uncordon(names: NamesArgument, *, how: How) -> None:
     """Place VMs on a node again; a drain is undone with that."""
-    act(NODE, names, "uncordon", {}, How(output, wait, timeout), "takes new VMs")
+    act(NODE, names, "uncordon", {}, how, "takes new VMs")
 
 
 @app.command("drain")
-def drain(
-    names: NamesArgument, output: OutputOption = Output.TABLE, wait: WaitOption = True, timeout: TimeoutOption = None
-) -> None:
+@with_how
+def drain(names: NamesArgument, *, how: How) -> None:
     """Empty a node for maintenance: its VMs move to others, live, and none comes.
 
     Fails with the reason of each VM that cannot leave; the node goes on being drained, and they leave when they can.
     """
-    act(NODE, names, "drain", {}, How(output, wait, timeout), "is drained: nothing runs on it")
+    act(NODE, names, "drain", {}, how, "is drained: nothing runs on it")
 
 
 @app.command("undrain")
+@with_how
 def undrain(
     names: NamesArgument,
     cancel: Annotated[bool, typer.Option("--cancel", help="Moves under way come to nothing.")] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Open a node again, at any moment. What has left does not come back: see `scloud cluster rebalance`."""
-    act(NODE, names, "undrain", {"cancel": cancel}, How(output, wait, timeout), "takes new VMs")
+    act(NODE, names, "undrain", {"cancel": cancel}, how, "takes new VMs")
 
 
 @app.command("moves")
@@ -103,14 +100,14 @@ def moves(name: NameArgument, output: OutputOption = Output.TABLE) -> None:
 
 
 @app.command("label")
+@with_how
 def label(
     name: NameArgument,
     labels: Annotated[
         list[str], typer.Argument(metavar="KEY=VALUE...", help="Such as rack=r1 or datacenter=d1; KEY= takes it away.")
     ],
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Say where a node stands: storage keeps copies in different racks and datacenters by these labels."""
     changed: dict[str, str] = {}
@@ -123,18 +120,18 @@ def label(
         known = client.get(path("nodes", name))["spec"].get("labels") or {}
         merged = {key: value for key, value in {**known, **changed}.items() if value}
         answer = client.patch(path("nodes", name), {"spec": {"labels": merged}})
-        settle(client, answer, How(output, wait, timeout), "is labelled", "changed")
+        settle(client, answer, how, "is labelled", "changed")
 
 
 @app.command("remove")
+@with_how
 def remove(
     name: NameArgument,
     force: Annotated[bool, typer.Option("--force", help="Even if VMs are on it: they are lost.")] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Take a node out of the cloud."""
     with connect() as client:
         answer = client.delete(path("nodes", name), force=force or None)
-        settle(client, answer, How(output, wait, timeout), "removed", "gone")
+        settle(client, answer, how, "removed", "gone")

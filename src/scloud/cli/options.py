@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -68,3 +71,22 @@ class How:
     output: Output = Output.TABLE
     wait: bool = True
     timeout: float | None = None
+
+
+_HOW = {"output": (OutputOption, Output.TABLE), "wait": (WaitOption, True), "timeout": (TimeoutOption, None)}
+
+
+def with_how(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that changes something: its parameter `how` is read from --output, --wait and --timeout."""
+
+    @functools.wraps(function)
+    def command(*args: object, output: Output, wait: bool, timeout: float | None, **own: object) -> None:
+        function(*args, **own, how=How(output, wait, timeout))
+
+    own = [value for name, value in inspect.signature(function, eval_str=True).parameters.items() if name != "how"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = [inspect.Parameter(name, keyword, default=d, annotation=type) for name, (type, d) in _HOW.items()]
+    # Typer reads both of these, and evaluates neither.
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in [*own, *options]} | {"return": None}
+    return command

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from scloud.cli.looks import PLACEMENT_GROUP
-from scloud.cli.options import How, OutputOption, TimeoutOption, WaitOption
-from scloud.cli.session import Output
+from scloud.cli.options import How, with_how
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, noun
 
 app = noun("Placement groups: VMs to keep on different nodes, or in different racks.")
@@ -26,6 +25,7 @@ class Over(StrEnum):
 
 
 @app.command("create")
+@with_how
 def create_group(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     policy: Annotated[
@@ -34,15 +34,14 @@ def create_group(
     over: Annotated[
         Over, typer.Option("--over", help="The places: nodes, or racks (`scloud node label NAME rack=r1`).")
     ] = Over.NODE,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create a placement group."""
     create(
         PLACEMENT_GROUP,
         {"name": name, "spec": {"policy": policy.value, "over": over.value}},
-        How(output, wait, timeout),
+        how,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scloud.cli.listing import print_resource
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, OutputOption, with_how
 from scloud.cli.output import show, table
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import add_delete, add_list, add_rename, create, given, noun
@@ -34,6 +34,7 @@ class Backend(StrEnum):
 
 
 @app.command("create")
+@with_how
 def create_pool(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     cluster: Annotated[str, typer.Option("--cluster", help="The storage cluster it is in.")],
@@ -47,9 +48,8 @@ def create_pool(
         Media | None, typer.Option("--media", help="Only devices of this kind.", show_default="any")
     ] = None,
     backend: Annotated[Backend, typer.Option("--backend", help="What keeps the data.")] = Backend.CEPH,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create a pool."""
     spec = given(
@@ -59,7 +59,7 @@ def create_pool(
         fault_domain=fault_domain.value,
         media=media.value if media else None,
     )
-    create(POOL, {"name": name, "spec": spec}, How(output, wait, timeout))
+    create(POOL, {"name": name, "spec": spec}, how)
 
 
 add_list(app, POOL, tenant=False)

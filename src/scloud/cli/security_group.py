@@ -11,7 +11,7 @@ from scloud.cli import human
 from scloud.cli.follow import settle
 from scloud.cli.looks import SECURITY_GROUP, at
 from scloud.cli.names import Names
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, OutputOption, with_how
 from scloud.cli.output import Column, emit, show, table
 from scloud.cli.session import Output, connect, parsed, path
 from scloud.cli.standard import add_delete, add_list, add_rename, add_show, create, given, noun
@@ -33,14 +33,10 @@ class Protocol(StrEnum):
 
 
 @app.command("create")
-def create_group(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def create_group(name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")], *, how: How) -> None:
     """Create a security group; `rule list` shows the rules that it begins with."""
-    create(SECURITY_GROUP, {"name": name, "spec": {}}, How(output, wait, timeout))
+    create(SECURITY_GROUP, {"name": name, "spec": {}}, how)
 
 
 add_list(app, SECURITY_GROUP)
@@ -51,6 +47,7 @@ app.add_typer(rule, name="rule")
 
 
 @rule.command("add")
+@with_how
 def add_rule(
     name: NameArgument,
     direction: Annotated[Direction, typer.Option("--direction", help="To the VM or from it.")],
@@ -63,9 +60,8 @@ def add_rule(
     ] = None,
     cidr: Annotated[str | None, typer.Option("--cidr", help="Whom with: these addresses, such as 0.0.0.0/0.")] = None,
     group: Annotated[str | None, typer.Option("--group", help="Whom with: the VMs in this security group.")] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Allow some traffic."""
     if (cidr is None) == (group is None):
@@ -78,7 +74,7 @@ def add_rule(
     )
     with connect() as client:
         answer = client.post(path("security-groups", name, "rules"), body)
-        settle(client, answer, How(output, wait, timeout), "has the rule", "changed")
+        settle(client, answer, how, "has the rule", "changed")
 
 
 @rule.command("list")
@@ -101,14 +97,14 @@ def list_rules(name: NameArgument, output: OutputOption = Output.TABLE) -> None:
 
 
 @rule.command("delete")
+@with_how
 def delete_rule(
     name: NameArgument,
     rule_id: Annotated[str, typer.Argument(metavar="RULE_ID", help="As `rule list` tells it.")],
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Take a rule away; connections that only it allowed are cut."""
     with connect() as client:
         answer = client.delete(path(path("security-groups", name, "rules").lstrip("/"), rule_id))
-        settle(client, answer, How(output, wait, timeout), "no longer has the rule", "changed")
+        settle(client, answer, how, "no longer has the rule", "changed")

@@ -8,15 +8,7 @@ import typer
 
 from scloud.cli.listing import print_list
 from scloud.cli.looks import SNAPSHOT
-from scloud.cli.options import (
-    AllAccountsOption,
-    How,
-    LimitOption,
-    OutputOption,
-    TimeoutOption,
-    WaitOption,
-    WatchOption,
-)
+from scloud.cli.options import AllAccountsOption, How, LimitOption, OutputOption, WatchOption, with_how
 from scloud.cli.session import Output
 from scloud.cli.standard import add_delete, add_rename, add_show, create, given, noun
 
@@ -24,15 +16,15 @@ app = noun("Snapshots: what a disk was like at a moment.")
 
 
 @app.command("create")
+@with_how
 def create_snapshot(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     disk: Annotated[str, typer.Option("--disk", metavar="DISK", help="Of which disk.")],
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Keep a disk's bytes as they are now, also while it is in use: as after a power cut."""
-    create(SNAPSHOT, {"name": name, "spec": {"disk": disk}}, How(output, wait, timeout))
+    create(SNAPSHOT, {"name": name, "spec": {"disk": disk}}, how)
 
 
 @app.command("list")

@@ -18,9 +18,8 @@ from scloud.cli.options import (
     NamesArgument,
     NewNameArgument,
     OutputOption,
-    TimeoutOption,
-    WaitOption,
     WatchOption,
+    with_how,
 )
 from scloud.cli.session import Output, connect, path
 
@@ -57,27 +56,18 @@ def add_show(app: typer.Typer, look: Look) -> None:
 
 def add_rename(app: typer.Typer, look: Look) -> None:
     @app.command("rename", help=f"Give a {_spoken(look)} another name.")
-    def rename(
-        name: NameArgument,
-        new_name: NewNameArgument,
-        output: OutputOption = Output.TABLE,
-        wait: WaitOption = True,
-        timeout: TimeoutOption = None,
-    ) -> None:
+    @with_how
+    def rename(name: NameArgument, new_name: NewNameArgument, *, how: How) -> None:
         with connect() as client:
             answer = client.patch(path(look.collection, name), {"name": new_name})
-            settle(client, answer, How(output, wait, timeout), f"is the new name of {name}", "changed")
+            settle(client, answer, how, f"is the new name of {name}", "changed")
 
 
 def add_delete(app: typer.Typer, look: Look) -> None:
     @app.command("delete", help=f"Delete one {_spoken(look)} or several.")
-    def delete(
-        names: NamesArgument,
-        output: OutputOption = Output.TABLE,
-        wait: WaitOption = True,
-        timeout: TimeoutOption = None,
-    ) -> None:
-        delete_all(look, names, How(output, wait, timeout))
+    @with_how
+    def delete(names: NamesArgument, *, how: How) -> None:
+        delete_all(look, names, how)
 
 
 def delete_all(look: Look, names: list[str], how: How, said: str = "deleted", **params: bool | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scloud.cli.human import parse_size
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption, WatchOption
+from scloud.cli.options import How, NameArgument, OutputOption, WatchOption, with_how
 from scloud.cli.output import console, emit, show
 from scloud.cli.pool import Media
 from scloud.cli.session import Output, connect, parsed, path
@@ -50,6 +50,7 @@ def _nodes(values: list[str] | None) -> list[str] | None:
 
 
 @app.command("create")
+@with_how
 def create_cluster(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     nodes: NodesOption = None,
@@ -58,17 +59,17 @@ def create_cluster(
         typer.Option("--device", metavar="NODE:PATH[:SIZE][:hdd|ssd]", help="A device to keep data on; repeat it."),
     ] = None,
     media: MediaOption = Media.SSD,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Deploy a storage cluster: monitors, managers, and an OSD on each device, which is OVERWRITTEN."""
     asked = [parsed(lambda value: parse_device(value, media.value), text, "--device") for text in devices or ()]
     spec = given(nodes=_nodes(nodes), devices=asked)
-    create(STORAGE_CLUSTER, {"name": name, "spec": spec}, How(output, wait, timeout))
+    create(STORAGE_CLUSTER, {"name": name, "spec": spec}, how)
 
 
 @app.command("adopt")
+@with_how
 def adopt(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called here.")],
     conf: Annotated[Path, typer.Option("--conf", help="Its ceph.conf.", exists=True, dir_okay=False)],
@@ -76,13 +77,12 @@ def adopt(
         Path, typer.Option("--keyring", help="A keyring with client.admin.", exists=True, dir_okay=False)
     ],
     nodes: NodesOption = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Use a Ceph cluster that is there; its daemons and devices stay its own."""
     spec = given(mode="adopted", conf=conf.read_text(), keyring=keyring.read_text(), nodes=_nodes(nodes))
-    create(STORAGE_CLUSTER, {"name": name, "spec": spec}, How(output, wait, timeout))
+    create(STORAGE_CLUSTER, {"name": name, "spec": spec}, how)
 
 
 add_list(app, STORAGE_CLUSTER, tenant=False)
@@ -121,6 +121,7 @@ def show_cluster(name: NameArgument, watch: WatchOption = False, output: OutputO
 
 
 @app.command("set")
+@with_how
 def set_cluster(
     name: NameArgument,
     recovery_profile: Annotated[
@@ -139,9 +140,8 @@ def set_cluster(
     warn_percent: Annotated[
         int | None, typer.Option("--warn-percent", min=10, max=95, help="How full it may be without a warning.")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Change its settings."""
     begin, end = (None, None) if scrub_hours is None else parsed(_hours, scrub_hours, "--scrub-hours")
@@ -158,7 +158,7 @@ def set_cluster(
 
     with connect() as client:
         answer = client.patch(path("storage-clusters", name), {"spec": spec})
-        settle(client, answer, How(output, wait, timeout), "changed", "changed")
+        settle(client, answer, how, "changed", "changed")
 
 
 def _hours(text: str) -> tuple[int, int]:
@@ -169,6 +169,7 @@ def _hours(text: str) -> tuple[int, int]:
 
 
 @app.command("repair")
+@with_how
 def repair(
     name: NameArgument,
     groups: Annotated[
@@ -177,27 +178,26 @@ def repair(
             metavar="PLACEMENT_GROUP...", help="As `show` tells them.", show_default="all inconsistent ones"
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Mend inconsistent placement groups from their good copies."""
     body = given(placement_groups=groups)
-    act(STORAGE_CLUSTER, [name], "repair", body, How(output, wait, timeout), "repaired")
+    act(STORAGE_CLUSTER, [name], "repair", body, how, "repaired")
 
 
 @app.command("deep-scrub")
+@with_how
 def deep_scrub(
     name: NameArgument,
     pools: Annotated[
         list[str] | None, typer.Option("--pool", help="Only this pool; repeat it.", show_default="all")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Have everything read and compared now."""
-    act(STORAGE_CLUSTER, [name], "deep-scrub", given(pools=pools), How(output, wait, timeout), "is being scrubbed")
+    act(STORAGE_CLUSTER, [name], "deep-scrub", given(pools=pools), how, "is being scrubbed")
 
 
 add_rename(app, STORAGE_CLUSTER)

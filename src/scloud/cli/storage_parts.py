@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from scloud.cli.human import parse_size
-from scloud.cli.options import How, NameArgument, OutputOption, TimeoutOption, WaitOption
+from scloud.cli.options import How, NameArgument, with_how
 from scloud.cli.pool import Media
-from scloud.cli.session import Output, parsed
+from scloud.cli.session import parsed
 from scloud.cli.standard import act, given, noun
 from scloud.cli.storage_looks import STORAGE_CLUSTER
 
@@ -28,6 +28,7 @@ def _do(name: str, action: str, body: Mapping[str, object], how: How, said: str)
 
 
 @device.command("add")
+@with_how
 def add_device(
     name: NameArgument,
     place: Annotated[str, typer.Argument(metavar="NODE:PATH", help="Where it is; it is OVERWRITTEN.")],
@@ -35,9 +36,8 @@ def add_device(
         str | None, typer.Option("--size", help="Make a sparse file of this size.", show_default="a block device")
     ] = None,
     media: Annotated[Media, typer.Option("--media", help="What it is.")] = Media.SSD,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Add a device; data moves there by itself."""
     host, colon, path = place.partition(":")
@@ -45,94 +45,64 @@ def add_device(
         raise typer.BadParameter("write NODE:PATH, such as n1:/dev/sdb", param_hint="'NODE:PATH'")
     mib = parsed(parse_size, size, "--size") if size else None
     body = given(node=host, path=path, size_mib=mib, media=media.value)
-    _do(name, "device-add", body, How(output, wait, timeout), f"has {place}")
+    _do(name, "device-add", body, how, f"has {place}")
 
 
 @device.command("remove")
-def remove_device(
-    name: NameArgument,
-    which: DeviceArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def remove_device(name: NameArgument, which: DeviceArgument, *, how: How) -> None:
     """Drain a device, wipe it and forget it. Refused if redundancy or room would be lost."""
-    _do(name, "device-remove", {"device": which}, How(output, wait, timeout), f"no longer has {which}")
+    _do(name, "device-remove", {"device": which}, how, f"no longer has {which}")
 
 
 @device.command("keep")
-def keep_device(
-    name: NameArgument,
-    which: DeviceArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def keep_device(name: NameArgument, which: DeviceArgument, *, how: How) -> None:
     """Take back a removal or replacement that is not at its end."""
-    _do(name, "device-keep", {"device": which}, How(output, wait, timeout), f"keeps {which}")
+    _do(name, "device-keep", {"device": which}, how, f"keeps {which}")
 
 
 @device.command("replace")
+@with_how
 def replace_device(
     name: NameArgument,
     which: DeviceArgument,
     path: Annotated[
         str | None, typer.Option("--path", help="Where the new one is.", show_default="where the old one was")
     ] = None,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Begin anew with an empty device in the place of a broken or an old one."""
     body = given(device=which, path=path)
-    _do(name, "device-replace", body, How(output, wait, timeout), f"has a new device instead of {which}")
+    _do(name, "device-replace", body, how, f"has a new device instead of {which}")
 
 
 @node.command("add")
-def add_node(
-    name: NameArgument,
-    which: NodeArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def add_node(name: NameArgument, which: NodeArgument, *, how: How) -> None:
     """Let a node use the cluster; give it devices with `device add`."""
-    _do(name, "node-add", {"node": which}, How(output, wait, timeout), f"has node {which}")
+    _do(name, "node-add", {"node": which}, how, f"has node {which}")
 
 
 @node.command("remove")
-def remove_node(
-    name: NameArgument,
-    which: NodeArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def remove_node(name: NameArgument, which: NodeArgument, *, how: How) -> None:
     """Drain a node's devices and take it out of the cluster."""
-    _do(name, "node-remove", {"node": which}, How(output, wait, timeout), f"no longer has node {which}")
+    _do(name, "node-remove", {"node": which}, how, f"no longer has node {which}")
 
 
 @maintenance.command("on")
-def maintenance_on(
-    name: NameArgument,
-    which: NodeArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def maintenance_on(name: NameArgument, which: NodeArgument, *, how: How) -> None:
     """Before work on a node: its OSDs stay where they are while they are down."""
     body = {"node": which, "on": True}
-    _do(name, "maintenance", body, How(output, wait, timeout), f"waits for node {which} while it is away")
+    _do(name, "maintenance", body, how, f"waits for node {which} while it is away")
 
 
 @maintenance.command("off")
-def maintenance_off(
-    name: NameArgument,
-    which: NodeArgument,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
-) -> None:
+@with_how
+def maintenance_off(name: NameArgument, which: NodeArgument, *, how: How) -> None:
     """When the work is done."""
     body = {"node": which, "on": False}
-    _do(name, "maintenance", body, How(output, wait, timeout), f"no longer waits for node {which}")
+    _do(name, "maintenance", body, how, f"no longer waits for node {which}")

@@ -8,15 +8,7 @@ import typer
 
 from scloud.cli.listing import print_list
 from scloud.cli.looks import SUBNET
-from scloud.cli.options import (
-    AllAccountsOption,
-    How,
-    LimitOption,
-    OutputOption,
-    TimeoutOption,
-    WaitOption,
-    WatchOption,
-)
+from scloud.cli.options import AllAccountsOption, How, LimitOption, OutputOption, WatchOption, with_how
 from scloud.cli.session import Output
 from scloud.cli.standard import add_delete, add_rename, add_show, create, given, noun
 
@@ -24,6 +16,7 @@ app = noun("Subnets: address ranges of a VPC, routed to each other inside it.")
 
 
 @app.command("create")
+@with_how
 def create_subnet(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     vpc: Annotated[str, typer.Option("--vpc", help="The VPC it belongs to.")],
@@ -31,12 +24,11 @@ def create_subnet(
         str,
         typer.Option("--cidr", help="Its addresses, such as 10.0.1.0/24; the first two are the gateway's and DHCP's."),
     ],
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create a subnet."""
-    create(SUBNET, {"name": name, "spec": {"vpc": vpc, "cidr": cidr}}, How(output, wait, timeout))
+    create(SUBNET, {"name": name, "spec": {"vpc": vpc, "cidr": cidr}}, how)
 
 
 @app.command("list")

@@ -17,9 +17,8 @@ from scloud.cli.options import (
     NameArgument,
     NamesArgument,
     OutputOption,
-    TimeoutOption,
-    WaitOption,
     WatchOption,
+    with_how,
 )
 from scloud.cli.output import Column, card, emit, show
 from scloud.cli.session import Output, connect, path
@@ -55,18 +54,18 @@ add_rename(app, VM)
 
 
 @app.command("delete")
+@with_how
 def delete(
     names: NamesArgument,
     keep_disks: Annotated[
         bool,
         typer.Option("--keep-disks", help="System disks of a pool wait in the trash: `scloud disk trash` lists them."),
     ] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Delete one VM or several, with their system disks; data disks are detached and stay."""
-    delete_all(VM, names, How(output, wait, timeout), keep_disks=keep_disks or None)
+    delete_all(VM, names, how, keep_disks=keep_disks or None)
 
 
 app.command("ssh")(vm_access.ssh)

@@ -12,7 +12,7 @@ import typer
 
 from scloud.cli.follow import await_operations, settle
 from scloud.cli.human import parse_size
-from scloud.cli.options import How, OutputOption, Switch, TimeoutOption, WaitOption
+from scloud.cli.options import How, Switch, with_how
 from scloud.cli.output import Column, Resource, emit, say, show, table
 from scloud.cli.session import Output, connect, parsed, path
 from scloud.cli.standard import given
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _NICS, _DISKS, _PLACE = "Network", "Disks", "Placement"
 
 
+@with_how
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name; NAME-1, NAME-2 ... with --count.")],
     image: Annotated[
@@ -142,9 +143,8 @@ def create(
         bool,
         typer.Option("--dry-run", help="Only tell where it would go, and why not elsewhere.", rich_help_panel=_PLACE),
     ] = False,
-    output: OutputOption = Output.TABLE,
-    wait: WaitOption = True,
-    timeout: TimeoutOption = None,
+    *,
+    how: How,
 ) -> None:
     """Create a VM, or several alike."""
     spec = given(
@@ -173,12 +173,12 @@ def create(
         named = [item for item in disk or () if not item[:1].isdigit()]
         if dry_run:
             spec.update(given(disks=named))
-            _print_placement(client.post("/vms", body, dry_run=True), output)
+            _print_placement(client.post("/vms", body, dry_run=True), how.output)
             return
         with _made_disks(client, name, new_disks, disk_type) as made:
             spec.update(given(disks=named + made))
             answer = client.post("/vms", body)
-        settle(client, answer, How(output, wait, timeout), "created", "created")
+        settle(client, answer, how, "created", "created")
 
 
 def _nics(
