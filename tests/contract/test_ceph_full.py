@@ -1,10 +1,11 @@
-"""A cluster that is really full: what is said at each step, what is refused, what lets it go on. About 50 s."""
+"""A cluster that is really full: what is said at each step, what is refused, what lets it go on. About 80 s."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ PAUSE_S = 0.1
 SPARE_MIB = 80
 MORE = 8
 """Pieces by which it is seen that there is room again; at the limit itself one or two get through now and then."""
+MORE_DEVICES = 3
 STEPS = {"nearfull": 0.20, "backfillfull": 0.29, "full": 0.30}
 USUAL = {"full": 0.95, "backfillfull": 0.90, "nearfull": 0.85}
 
@@ -56,7 +58,38 @@ class Guest:
             assert (await self.image.read(number * PIECE, PIECE)) == piece * (PIECE // 64)
 
 
-async def test_it_fills_up_and_says_so_at_each_step(adopted: Adopted) -> None:
+class Filling:
+    """A pool on three small devices, with limits that are soon reached, and a guest that writes until they are."""
+
+    def __init__(self, adopted: Adopted, storage: RbdStorage) -> None:
+        self.adopted, self.rig, self.storage = adopted, adopted.rig, storage
+        self.began = time.monotonic()
+        self.guest = Guest(adopted, "dsk-1.0", "scloud.small")
+
+    async def step(self, name: str, path: str = "/pools/small") -> str:
+        """What is said once there is this condition."""
+        seen = await self.adopted.shown(
+            lambda seen: name in {item["name"] for item in seen["conditions"]}, name, 90.0, path
+        )
+        (said,) = [item["message"] for item in seen["conditions"] if item["name"] == name]
+        written = len(self.guest.pieces) * 4
+        print(f"{time.monotonic() - self.began:.1f} s, {written} MiB, {path}: {name}: {said}")
+        return str(said)
+
+    async def waits(self) -> None:
+        await self.adopted.cloud.eventually(_is(self.guest.waits), 30.0)
+
+    async def goes_on(self, after: str, seconds: float = 60.0) -> None:
+        since, written = time.monotonic(), len(self.guest.pieces)
+        try:
+            await self.adopted.cloud.eventually(_is(lambda: len(self.guest.pieces) > written + MORE), seconds)
+        except TimeoutError:
+            raise AssertionError(f"it waits: {self.rig.mon('status')}, {self.rig.mon('osd dump')}") from None
+        print(f"goes on {time.monotonic() - since:.1f} s after {after}")
+
+
+@pytest.fixture
+async def filling(adopted: Adopted) -> AsyncIterator[Filling]:
     rig, admin = adopted.rig, adopted.cloud.admin
     pool = await adopted.pool("small", redundancy="replica:3", media="ssd")
     await admin.create("disk-types", "t", pool="small")
@@ -70,60 +103,60 @@ async def test_it_fills_up_and_says_so_at_each_step(adopted: Adopted) -> None:
     await admin.end("PATCH", "/storage-clusters/old", {"spec": {"warn_percent": 15}})
     for name, ratio in STEPS.items():
         rig.mon(f"osd set-{name}-ratio", ratio=ratio)
-    began = time.monotonic()
-    guest = Guest(adopted, "dsk-1.0", "scloud.small")
-
-    async def step(name: str, path: str = "/pools/small") -> str:
-        seen = await adopted.shown(lambda seen: name in {item["name"] for item in seen["conditions"]}, name, 90.0, path)
-        (said,) = [item["message"] for item in seen["conditions"] if item["name"] == name]
-        print(f"{time.monotonic() - began:.1f} s, {len(guest.pieces) * 4} MiB, {path}: {name}: {said}")
-        return str(said)
-
-    async def goes_on(after: str) -> None:
-        since, written = time.monotonic(), len(guest.pieces)
-        try:
-            await adopted.cloud.eventually(_is(lambda: len(guest.pieces) > written + MORE), 60.0)
-        except TimeoutError:
-            raise AssertionError(f"it waits: {rig.mon('status')}, {rig.mon('osd dump')}") from None
-        print(f"goes on {time.monotonic() - since:.1f} s after {after}")
-
+    found = Filling(adopted, storage)
     try:
-        assert "from 20% on it takes no new disks" in await step("filling-up")
-        assert "at 30% all writes would wait" in await step("near-full")
-        before = len(guest.pieces)
-        ask = {"name": "d", "spec": {"size_mib": 64, "type": "t"}}
-        problem = await adopted.cloud.alice.fail("POST", "/disks", ask, status=409, code="no_capacity")
-        print(problem["detail"])
-        assert "no new disks are made" in problem["detail"] and "device add" in problem["detail"]
-        await adopted.cloud.eventually(_is(lambda: len(guest.pieces) > before), 30.0)
-        assert "ALL WRITES WAIT" in await step("full")
-        assert "delete disks" in await step("full", "/storage-clusters/old")
-        await adopted.cloud.eventually(_is(guest.waits), 30.0)
-        await guest.read_all()
-        # A guest's write waits; what the product itself wants to write is refused, and what makes room is done.
-        with pytest.raises(CloudError) as refused:
-            async with asyncio.timeout(15.0):
-                await storage.create("dsk-3", 64, None)
-        assert refused.value.kind is ErrorKind.NO_CAPACITY, refused.value
-        print(refused.value.message)
-        assert guest.waits()
-        # Whoever is dead is cut off all the same.
-        async with asyncio.timeout(15.0):
-            await storage.fence("n9")
-            assert await storage.is_fenced("n9")
-            await storage.unfence("n9")
-        async with asyncio.timeout(15.0):
-            await storage.delete("dsk-2")
-        assert [fact.disk for fact in await storage.disks()] == ["dsk-1"]
-        await goes_on("a disk was deleted")
+        yield found
     finally:
         for name, ratio in USUAL.items():
             rig.mon(f"osd set-{name}-ratio", ratio=ratio)
-        await guest.end()
+        await found.guest.end()
+        await found.guest.read_all()
+        found.guest.image.image.close()
+        await storage.close()
+
+
+async def test_it_fills_up_and_says_so_at_each_step(filling: Filling) -> None:
+    adopted, storage, guest = filling.adopted, filling.storage, filling.guest
+    assert "from 20% on it takes no new disks" in await filling.step("filling-up")
+    assert "at 30% all writes would wait" in await filling.step("near-full")
+    before = len(guest.pieces)
+    ask = {"name": "d", "spec": {"size_mib": 64, "type": "t"}}
+    problem = await adopted.cloud.alice.fail("POST", "/disks", ask, status=409, code="no_capacity")
+    print(problem["detail"])
+    assert "no new disks are made" in problem["detail"] and "device add" in problem["detail"]
+    await adopted.cloud.eventually(_is(lambda: len(guest.pieces) > before), 30.0)
+    assert "ALL WRITES WAIT" in await filling.step("full")
+    assert "delete disks" in await filling.step("full", "/storage-clusters/old")
+    await filling.waits()
     await guest.read_all()
-    guest.image.image.close()
+    # A guest's write waits; what the product itself wants to write is refused, and what makes room is done.
+    with pytest.raises(CloudError) as refused:
+        async with asyncio.timeout(15.0):
+            await storage.create("dsk-3", 64, None)
+    assert refused.value.kind is ErrorKind.NO_CAPACITY, refused.value
+    print(refused.value.message)
+    assert guest.waits()
+    # Whoever is dead is cut off all the same.
+    async with asyncio.timeout(15.0):
+        await storage.fence("n9")
+        assert await storage.is_fenced("n9")
+        await storage.unfence("n9")
+    async with asyncio.timeout(15.0):
+        await storage.delete("dsk-2")
+    assert [fact.disk for fact in await storage.disks()] == ["dsk-1"]
+    await filling.goes_on("a disk was deleted")
+    for name, ratio in USUAL.items():
+        filling.rig.mon(f"osd set-{name}-ratio", ratio=ratio)
     await adopted.shown(lambda seen: seen["accepts_new"], "it takes disks again", 60.0, "/pools/small")
-    await storage.close()
+
+
+async def test_devices_that_are_added_let_it_go_on(filling: Filling) -> None:
+    await filling.step("full")
+    await filling.waits()
+    for number in range(MORE_DEVICES):
+        filling.rig.add_osd(f"rack=r{number} host=more{number}", "ssd")
+    await filling.goes_on(f"{MORE_DEVICES} devices were added", 120.0)
+    assert {item["name"] for item in (await filling.adopted.status())["conditions"]}.isdisjoint({"full"})
 
 
 def _is(true: Any) -> Any:

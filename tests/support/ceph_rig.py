@@ -141,7 +141,7 @@ class CephRig:
                 root=self.root,
                 osd_bytes=self._osd_gib * 2**30,
             )
-            + "".join(f"[osd.{n}]\ncrush location = root=default {place}\n" for n, place in enumerate(self._places))
+            + "".join(_located(number, place) for number, place in enumerate(self._places))
         )
         keys, monmap = self.root / "mon.keyring", self.root / "monmap"
         admin = self.root / "client.admin.keyring"
@@ -284,12 +284,27 @@ class CephRig:
         self._spawn("ceph-osd", str(number))
         self.until(lambda: self.is_up(number), f"osd.{number} to be up")
 
+    def add_osd(self, place: str, device_class: str) -> int:
+        """One more, such as at `rack=r1 host=h9`; its number."""
+        number = len(self.mon("osd ls"))
+        with self.conf.open("a") as conf:
+            conf.write(_located(number, place))
+        assert self._make_osd(number).wait() == 0, "an OSD could not be made"
+        # In its place and of its class before it is up: data that began to move would be moved again.
+        self.mon("osd crush set-device-class", ids=[str(number)], **{"class": device_class})
+        self.start_osd(number)
+        return number
+
     def is_up(self, number: int) -> bool:
         return any(osd["osd"] == number and osd["up"] for osd in self.mon("osd dump")["osds"])
 
     def block(self, number: int) -> Path:
         """The file an OSD has its bytes in."""
         return self.root / f"osd/{number}/block"
+
+
+def _located(number: int, place: str) -> str:
+    return f"[osd.{number}]\ncrush location = root=default {place}\n"
 
 
 def _state(pid: int) -> str:
