@@ -6,12 +6,13 @@
 In a lab of three nodes with a real cluster, in turn, at the same depth, on images of the same size that are written:
 
 - `librbd`: `rbd bench` with a node's own key, which is what the cluster gives on this machine;
+- `QEMU`: `qemu-img bench` on the same image: QEMU's block layer with the options that we set, and no guest;
 - `guest`: a program in the guest reads or writes its disk past the page cache (bench/guest_io.c), so that everything is
   in it: the guest's kernel, virtio, QEMU's block layer with the options that we set, its librbd.
 
 Guests are emulated here (TCG), on the processors that the OSDs need as well. So beside the rates is told what a request
 costs, in milliseconds of processor time of the whole machine, and how much of that is the emulated processor: under KVM
-that part is microseconds.
+that part is microseconds. What is lost between `librbd` and `QEMU` is lost everywhere, what is lost after that here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from storage_lab import DISK_TYPE, REPO, StorageLab, finished, storage_lab
 
 NODE, VM, DISK, PLAIN = "n1", "writer", "measured", "plain"
 DISK_MIB = 512
+STRIDE = 7919
 FEATURES = "layering,exclusive-lock,object-map,fast-diff,deep-flatten"
 
 
@@ -112,6 +114,18 @@ class Bench:
         )
         return _number(r"elapsed: .*ops/sec: ([0-9.]+)", said)
 
+    def qemu(self, load: Load) -> float:
+        """In steps that are prime to the number of blocks, so that all are visited in no order that a cache knows."""
+        where = f"rbd:{self.pool}/{PLAIN}:id={self.user.removeprefix('client.')}"
+        said = subprocess.run(
+            ["qemu-img", "bench", "-f", "raw", "-t", "writeback", *(["-w"] if load.writing else []),
+             "-c", str(load.requests), "-d", str(load.depth), "-s", str(load.size),
+             "-S", str(load.size * (STRIDE if load.spread else 1)),
+             f"{where}:conf={self.conf}:keyring={self.keyring}"],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        return load.requests / _number(r"completed in ([0-9.]+) seconds", said)
+
     def guest(self, load: Load) -> float:
         what = f"{'write' if load.writing else 'read'} {'rand' if load.spread else 'seq'}"
         span = DISK_MIB << 20
@@ -120,7 +134,7 @@ class Bench:
         return int(requests) / float(seconds)
 
     def measure(self, load: Load, runs: int) -> dict[str, list[Run]]:
-        ways: dict[str, Callable[[Load], float]] = {"librbd": self.librbd, "guest": self.guest}
+        ways: dict[str, Callable[[Load], float]] = {"librbd": self.librbd, "QEMU": self.qemu, "guest": self.guest}
         found: dict[str, list[Run]] = {name: [] for name in ways}
         for _ in range(runs):
             for name, way in ways.items():
