@@ -1,4 +1,4 @@
-"""Redfish (DMTF DSP0266): what the BMCs of servers speak. Tried against a simulator (sushy-tools), never against hardware."""
+"""Redfish (DMTF DSP0266): what the BMCs of servers speak. Tried against sushy-tools' simulator, never hardware."""
 
 from __future__ import annotations
 
