@@ -55,7 +55,9 @@ def bmc(rig: Rig) -> Iterator[BmcAccess]:
     users = rig.scratch / "users"
     users.write_text(f"{USER}:{bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()}\n")
     config = rig.scratch / "emulator.conf"
-    config.write_text(f"SUSHY_EMULATOR_AUTH_FILE = {str(users)!r}\n")
+    state = rig.scratch / "emulator"
+    state.mkdir()
+    config.write_text(f"SUSHY_EMULATOR_AUTH_FILE = {str(users)!r}\nSUSHY_EMULATOR_STATE_DIR = {str(state)!r}\n")
     program = Path(sys.executable).parent / "sushy-emulator"
     argv = [program, "--config", config, "-i", "127.0.0.1", "-p", str(port), "--libvirt-uri", rig.uri]
     log = rig.scratch / "log/emulator.out"
