@@ -101,6 +101,7 @@ class Adopted:
         return str(made["resource"]["id"])
 
     def opened(self, name: str, pool: str) -> Image:
+        self.rig.admin.wait_for_latest_osdmap()  # another test's pool had the same name
         context = self.rig.admin.open_ioctx(pool)
         return Image(rbd.Image(context, name))
 

@@ -61,7 +61,7 @@ class RbdStorage:
         self._images = Images(cluster.access.node, pool.name, pool.data)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._sweeping: asyncio.Task[None] | None = None
-        cluster.join(pool.name, pool.data)
+        self._use = cluster.join(pool.name, pool.data)
 
     async def _run(
         self,
@@ -74,7 +74,7 @@ class RbdStorage:
         """`work` with this pool's I/O context. The first call begins to remove what a crash left."""
 
         def inside(session: Session) -> Result:
-            return work(session.pool(self._cluster.access, self._pool.name))
+            return work(session.pool(self._cluster.access, self._use))
 
         return await self._run_session(doing, inside, stop=stop, long=long)
 
@@ -120,7 +120,7 @@ class RbdStorage:
             stop = threading.Event()
 
             def make(session: Session) -> DiskFacts | None:
-                context = session.pool(self._cluster.access, self._pool.name)
+                context = session.pool(self._cluster.access, self._use)
                 data = None if self._pool.data is None else int(session.rados.pool_lookup(self._pool.data))
                 with suppress(Stopped):
                     return self._images.create(context, disk, size_mib, source, incarnation, data, stop.is_set)
@@ -272,7 +272,7 @@ class RbdStorage:
     # --- who is writing
 
     async def fence(self, node: str) -> None:
-        pools, data = sorted(self._cluster.pools), sorted(self._cluster.data_pools)
+        pools, data = self._cluster.pools(), self._cluster.data_pools()
         await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, data, node), long=True)
 
     async def is_fenced(self, node: str) -> bool:
@@ -282,14 +282,14 @@ class RbdStorage:
         )
 
     async def unfence(self, node: str) -> None:
-        pools = sorted(self._cluster.pools)
+        pools = self._cluster.pools()
         await self._cluster.run(f"unfence {node}", lambda session: rbd_fence.unfence(session, pools, node))
 
     async def close(self) -> None:
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
-        await self._cluster.leave()
+        await self._cluster.leave(self._use)
 
 
 def _put(image: Any, offset: int, piece: bytes | int, _context: Any) -> None:

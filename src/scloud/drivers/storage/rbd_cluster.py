@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import rados
 import rbd
@@ -83,8 +84,17 @@ def cloud_error(error: Exception, doing: str) -> CloudError:
     return CloudError(_KINDS.get(code, ErrorKind.ENGINE), f"{doing}: {_WORDS.get(code) or error}")
 
 
+@dataclass(eq=False)
+class PoolUse:
+    """A driver's use of a pool, for as long as the driver is open. Another pool of the same name has another one."""
+
+    name: str
+    data: str | None
+    opening: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Session:
-    """One connection to the cluster, with an I/O context for each pool and thread."""
+    """One connection to the cluster, with an I/O context for each use of a pool and thread."""
 
     def __init__(self, access: ClusterAccess) -> None:
         conf = {**OPTIONS, "mon host": access.mon_host, "key": access.key}
@@ -92,20 +102,31 @@ class Session:
         self.rados.connect()
         self.address = _address(self.rados.get_addrs())
         self._local = threading.local()
-        self._registered: set[str] = set()
+        self._registered: WeakSet[PoolUse] = WeakSet()
 
-    def pool(self, access: ClusterAccess, pool: str) -> Any:
+    def pool(self, access: ClusterAccess, use: PoolUse) -> Any:
         """This thread's I/O context of a pool; the pool is first told which node this session is of."""
-        contexts: dict[str, Any] | None = getattr(self._local, "contexts", None)
+        contexts: WeakKeyDictionary[PoolUse, Any] | None = getattr(self._local, "contexts", None)
         if contexts is None:
-            contexts = self._local.contexts = {}
-        if pool not in contexts:
-            contexts[pool] = self.open(pool)
-        context = contexts[pool]
-        if pool not in self._registered:
-            refuse_fenced(context, access.node)
-            set_omap(context, names.SESSIONS, access.node, self.address)
-            self._registered.add(pool)
+            contexts = self._local.contexts = WeakKeyDictionary()
+        if use not in contexts or use not in self._registered:
+            with use.opening:
+                contexts[use] = self._open_registered(access.node, use)
+        return contexts[use]
+
+    def _open_registered(self, node: str, use: PoolUse) -> Any:
+        context = self.open(use.name)
+        if use not in self._registered:
+            refuse_fenced(context, node)
+            try:
+                set_omap(context, names.SESSIONS, node, self.address)
+            except rados.ObjectNotFound:
+                # Only a pool that is gone has no room for an object: by its name was found one that was there before,
+                # and now this session knows better.
+                context = self.open(use.name)
+                refuse_fenced(context, node)
+                set_omap(context, names.SESSIONS, node, self.address)
+            self._registered.add(use)
         return context
 
     def open(self, pool: str) -> Any:
@@ -123,29 +144,34 @@ class Session:
 
 
 class Cluster:
-    """`run` carries out blocking work. Pools that a driver has named are those that a node is fenced off from."""
+    """`run` carries out blocking work. Pools that have a driver are those that a node is fenced off from."""
 
     def __init__(self, access: ClusterAccess) -> None:
         self.access = access
-        self.pools: set[str] = set()
-        self.data_pools: set[str] = set()
+        self._uses: set[PoolUse] = set()
         self._threads = ThreadPoolExecutor(THREADS, f"rbd-{access.cluster}")
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, f"rbd-long-{access.cluster}")
         self._connecting = threading.Lock()
         self._session: Session | None = None
-        self._users = 0
         self.closed = False
 
-    def join(self, pool: str, data: str | None) -> None:
-        self.pools.add(pool)
-        if data is not None:
-            self.data_pools.add(data)
-        self._users += 1
+    def pools(self) -> list[str]:
+        """Those with images."""
+        return sorted({use.name for use in self._uses})
 
-    async def leave(self) -> bool:
+    def data_pools(self) -> list[str]:
+        """Those where erasure-coded pools have their data."""
+        return sorted({use.data for use in self._uses if use.data is not None})
+
+    def join(self, pool: str, data: str | None) -> PoolUse:
+        use = PoolUse(pool, data)
+        self._uses.add(use)
+        return use
+
+    async def leave(self, use: PoolUse) -> bool:
         """True if that was the last one, and the connection is closed."""
-        self._users -= 1
-        if self._users > 0:
+        self._uses.discard(use)
+        if self._uses or self.closed:
             return False
         self.closed = True
         loop = asyncio.get_running_loop()

@@ -29,8 +29,10 @@ _PROBES = 40
 def fence(session: Session, pools: list[str], data_pools: list[str], node: str) -> None:
     """Returns when no OSD takes anything from the node's sessions any more. `CloudError` if that is not certain.
 
-    Erasure-coded pools have their data in others, where there are no images.
+    Erasure-coded pools have their data in others, where there are no images. In a pool that is gone nothing is written.
     """
+    there = _pools(session)
+    pools, data_pools = ([pool for pool in some if pool in there] for some in (pools, data_pools))
     contexts = {pool: session.open(pool) for pool in pools}
     cut: set[str] = set()
     for context in contexts.values():
@@ -65,7 +67,7 @@ def is_fenced(session: Session, context: Any, node: str) -> bool:
 
 def unfence(session: Session, pools: list[str], node: str) -> None:
     """What was cut off is dead by now: where this key may not take it off the list, it stays there."""
-    for pool in pools:
+    for pool in _pools(session).keys() & pools:
         context = session.open(pool)
         for address in omap(context, names.FENCED).get(node, "").split():
             with suppress(CloudError):
@@ -125,15 +127,18 @@ def _break_locks(context: Any, name: str, cut: set[str]) -> None:
                     image.break_lock(client, cookie)
 
 
+def _pools(session: Session) -> dict[str, int]:
+    """The cluster's pools by name: how many placement groups each has."""
+    return {one["pool_name"]: one["pg_num"] for one in _command(session, {"prefix": "osd dump"})["pools"]}
+
+
 def _reach_every_primary(session: Session, pool: str) -> None:
     """An OSD answers a request only once it has the map that the asker has: from then on it knows the blocklist.
 
     So something is asked of the first OSD of each of the pool's placement groups; names that lead to them are guessed.
     """
     context = session.rados.open_ioctx(pool)
-    groups = next(
-        one["pg_num"] for one in _command(session, {"prefix": "osd dump"})["pools"] if one["pool_name"] == pool
-    )
+    groups = _pools(session).get(pool, 0)
     seen: set[str] = set()
     asked: set[int] = set()
     for probe in range(_PROBES * groups):
