@@ -25,6 +25,10 @@ MORE = 8
 """Pieces by which it is seen that there is room again; at the limit itself one or two get through now and then."""
 MORE_DEVICES = 3
 STEPS = {"nearfull": 0.20, "backfillfull": 0.29, "full": 0.30}
+SHORT_LOGS = {"osd_min_pg_log_entries": 1, "osd_max_pg_log_entries": 1, "osd_pg_log_trim_min": 1}
+"""Where there is a lot of data, a placement group's log does not reach back to its beginning, and what is to move is
+copied as a whole. In this little, the log would have all of it, and what is missing by the log is not written anywhere
+while one of its devices is full."""
 USUAL = {"full": 0.95, "backfillfull": 0.90, "nearfull": 0.85}
 
 
@@ -91,6 +95,8 @@ class Filling:
 @pytest.fixture
 async def filling(adopted: Adopted) -> AsyncIterator[Filling]:
     rig, admin = adopted.rig, adopted.cloud.admin
+    for name, value in SHORT_LOGS.items():
+        rig.mon("config set", who="osd", name=name, value=str(value))
     pool = await adopted.pool("small", redundancy="replica:3", media="ssd")
     await admin.create("disk-types", "t", pool="small")
     storage = driver(adopted, pool)

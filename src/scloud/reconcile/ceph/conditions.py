@@ -81,7 +81,12 @@ _WORDS: dict[str, tuple[str, str, str]] = {
         "ALL WRITES to them WAIT until there is room; reads go on",
         "delete disks for good (`scloud disk delete --now`) or add devices",
     ),
-    "PG_RECOVERY_FULL": ("too-full-to-recover", "recovery stands still for want of room", "add devices"),
+    "PG_RECOVERY_FULL": (
+        "too-full-to-recover",
+        "copies that are behind are not brought up to date while one of them is on a full device",
+        "delete disks for good or add devices; if new ones have room and this stays, `ceph osd set-full-ratio 0.97` "
+        "lets it go on, and 0.95 is to be set again after it",
+    ),
     "PG_BACKFILL_FULL": ("too-full-to-move", "data cannot move for want of room", "add devices"),
     "MON_DOWN": (
         "monitor-down",
