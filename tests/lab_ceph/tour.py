@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,6 +19,8 @@ PAGE = REPOSITORY / "docs" / "tour.md"
 _BLOCK = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
 _PROMPT = "# "
 _END = "--- the command has ended with"
+_CONTEXT = re.compile(r" --context lab-\w+")
+"""Said where the lab is not in the usual place, as here, so that others go on."""
 MOVED = re.compile(r"vm migrate web --to (n\d)")
 """Where to depends on where the scheduler has put the VM."""
 
@@ -41,7 +43,8 @@ class Shell:
 
     def run(self, command: str) -> Step:
         assert self._bash.stdin is not None and self._bash.stdout is not None
-        self._bash.stdin.write(f"{command}\nprintf '\\n%s %d\\n' '{_END}' $?\n")
+        # The command must not read what the shell is to be told next, as ssh would.
+        self._bash.stdin.write(f"{{ {command}\n}} < /dev/null\nprintf '\\n%s %d\\n' '{_END}' $?\n")
         self._bash.stdin.flush()
         lines: list[str] = []
         for line in self._bash.stdout:
@@ -85,6 +88,7 @@ def follow(shell: Shell, told: Callable[[Step], None]) -> tuple[str, list[Step]]
                 names.update(_elsewhere(shell, moved[1]))
             command = re.sub(r"\bn\d\b", lambda node: names.get(node[0], node[0]), written)
             step = shell.run(command)
+            step = replace(step, output=_CONTEXT.sub("", step.output))
             told(step)
             assert step.code == 0, f"{command}: {step.output}"
             steps.append(step)
