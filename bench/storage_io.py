@@ -32,6 +32,8 @@ from storage_lab import DISK_TYPE, REPO, StorageLab, finished, storage_lab
 NODE, VM, DISK, PLAIN = "n1", "writer", "measured", "plain"
 DISK_MIB = 512
 STRIDE = 7919
+FLUSH = 100
+"""Writes between two flushes of QEMU's: librbd holds none together before it has seen one."""
 FEATURES = "layering,exclusive-lock,object-map,fast-diff,deep-flatten"
 
 
@@ -117,9 +119,9 @@ class Bench:
     def qemu(self, load: Load) -> float:
         """In steps that are prime to the number of blocks, so that all are visited in no order that a cache knows."""
         where = f"rbd:{self.pool}/{PLAIN}:id={self.user.removeprefix('client.')}"
+        writing = ["-w", f"--flush-interval={FLUSH}"] if load.writing else []
         said = subprocess.run(
-            ["qemu-img", "bench", "-f", "raw", "-t", "writeback", *(["-w"] if load.writing else []),
-             "-c", str(load.requests), "-d", str(load.depth), "-s", str(load.size),
+            ["qemu-img", "bench", "-f", "raw", "-t", "writeback", *writing, "-c", str(load.requests), "-d", str(load.depth), "-s", str(load.size),
              "-S", str(load.size * (STRIDE if load.spread else 1)),
              f"{where}:conf={self.conf}:keyring={self.keyring}"],
             check=True, capture_output=True, text=True,
