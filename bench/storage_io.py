@@ -121,7 +121,8 @@ class Bench:
         where = f"rbd:{self.pool}/{PLAIN}:id={self.user.removeprefix('client.')}"
         writing = ["-w", f"--flush-interval={FLUSH}"] if load.writing else []
         said = subprocess.run(
-            ["qemu-img", "bench", "-f", "raw", "-t", "writeback", *writing, "-c", str(load.requests), "-d", str(load.depth), "-s", str(load.size),
+            ["qemu-img", "bench", "-f", "raw", "-t", "writeback", *writing,
+             "-c", str(load.requests), "-d", str(load.depth), "-s", str(load.size),
              "-S", str(load.size * (STRIDE if load.spread else 1)),
              f"{where}:conf={self.conf}:keyring={self.keyring}"],
             check=True, capture_output=True, text=True,
