@@ -1,4 +1,5 @@
-"""The manager, its controllers and API, on a real cluster of eight hosts in four racks, all on this machine.
+"""The manager, its controllers and API, on a real cluster of eight hosts in four racks of three datacenters,
+all on this machine.
 
 The cluster is adopted: its daemons are the rig's, everything else is the product's. Hosts are places in the CRUSH tree.
 """
@@ -23,7 +24,9 @@ from support.node import ScriptedNode
 
 FIRST_PORT = 17400
 HOSTS = 8
-PLACES = tuple(f"rack=r{number // 2} host=h{number}" for number in range(HOSTS))
+RACK_OF = tuple(number // 2 for number in range(HOSTS))
+DATACENTER_OF = tuple(min(rack, 2) for rack in RACK_OF)
+PLACES = tuple(f"datacenter=d{DATACENTER_OF[n]} rack=r{RACK_OF[n]} host=h{n}" for n in range(HOSTS))
 SSDS = range(5, HOSTS)
 """OSDs that are called ssd, a host each: what fills these up leaves the others alone."""
 

@@ -1,4 +1,4 @@
-"""What really happens to clusters, on a real one: rot. And pools over many hosts and racks. About 45 s."""
+"""What really happens to clusters, on a real one: rot. And pools over many hosts, racks and datacenters. 45 s."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from bad_luck_rig import HOSTS, SSDS, Adopted, groups, names, rot
+from bad_luck_rig import DATACENTER_OF, RACK_OF, SSDS, Adopted, groups, names, rot
 
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
 from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess
@@ -17,20 +17,21 @@ MIB = 1 << 20
 PIECE = 4 * MIB
 
 
-async def test_pools_over_hosts_and_racks_are_made(adopted: Adopted) -> None:
+async def test_pools_over_hosts_racks_and_datacenters_are_made(adopted: Adopted) -> None:
     for name, spec in (
         ("p1", {"redundancy": "replica:3"}),
         ("p2", {"redundancy": "ec:4+2"}),
         ("p3", {"redundancy": "replica:3", "fault_domain": "rack"}),
+        ("p4", {"redundancy": "replica:3", "fault_domain": "datacenter"}),
     ):
         began = time.monotonic()
         await adopted.pool(name, **spec)
         print(name, spec, f"{time.monotonic() - began:.1f} s")
-    racks = {number: number // 2 for number in range(HOSTS)}
-    (pool,) = [item for item in adopted.rig.mon("osd dump")["pools"] if item["pool_name"] == "scloud.p3"]
-    for group in groups(adopted.rig, pool["pool"]):
-        assert len({racks[osd] for osd in group}) == 3, group
-    for name in ("p1", "p2", "p3"):
+    made = {item["pool_name"]: item["pool"] for item in adopted.rig.mon("osd dump")["pools"]}
+    for name, place_of in (("scloud.p3", RACK_OF), ("scloud.p4", DATACENTER_OF)):
+        for group in groups(adopted.rig, made[name]):
+            assert len({place_of[osd] for osd in group}) == 3, group
+    for name in ("p1", "p2", "p3", "p4"):
         await adopted.cloud.admin.end("DELETE", f"/pools/{name}")
 
 

@@ -160,7 +160,7 @@ async def test_devices_that_are_added_let_it_go_on(filling: Filling) -> None:
     await filling.step("full")
     await filling.waits()
     for number in range(MORE_DEVICES):
-        filling.rig.add_osd(f"rack=r{number} host=more{number}", "ssd")
+        filling.rig.add_osd(f"datacenter=d{number} rack=r{number} host=more{number}", "ssd")
     await filling.goes_on(f"{MORE_DEVICES} devices were added", 120.0)
     assert {item["name"] for item in (await filling.adopted.status())["conditions"]}.isdisjoint({"full"})
 
