@@ -55,6 +55,7 @@ def sim(
             *((f"in {churn:.0f} s of churn: {kind}", str(count)) for kind, count in sorted(figures.churn.items())),
             ("list of 100 VMs meanwhile", "{:.0f} ms, p99 {:.0f} ms".format(*figures.churn_list_ms)),
             ("manager killed: has every node again", f"{figures.restart_s:.1f} s"),
+            ("... and says what runs", f"{figures.agreed_s:.1f} s later"),
             ("operations that failed", str(len(figures.failed))),
             ("said to run, and does not", str(figures.lost)),
             ("runs, and is not said to", str(figures.stray)),

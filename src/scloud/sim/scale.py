@@ -22,6 +22,8 @@ WORKERS = 16
 IDLE_S = 10
 """How long the manager is watched while nobody asks for anything."""
 LIST_EVERY_S = 0.2
+PATIENCE_S = 60.0
+"""After which what a manager that was killed says of VMs has to be true."""
 AWAY_S = (0.5, 5.0)
 """How long a node whose connection broke is away: shortest and longest."""
 
@@ -48,6 +50,8 @@ class Figures:
     churn_list_ms: tuple[float, float] = (0.0, 0.0)
     restart_s: float = 0.0
     """The manager killed with -9 and started again: until it has every node."""
+    agreed_s: float = 0.0
+    """From then on: until what it says is what runs. Nodes that are back still have to say what they run."""
     lost: int = 0
     stray: int = 0
     failed: list[str] = field(default_factory=list)
@@ -91,7 +95,7 @@ class Scale:
             figures.loaded_cpu, figures.loaded_mib = await self._idle()
             await self._churn()
             await self._restart()
-            figures.lost, figures.stray = await self._compare()
+            await self._agree()
         return figures
 
     async def _idle(self) -> tuple[float, float]:
@@ -229,6 +233,14 @@ class Scale:
         await self._cloud.ready(self._watcher.done)
         self.figures.restart_s = time.perf_counter() - began
 
+    async def _agree(self) -> None:
+        figures, began = self.figures, time.perf_counter()
+        while True:
+            figures.lost, figures.stray = await self._compare()
+            figures.agreed_s = time.perf_counter() - began
+            if not (figures.lost or figures.stray) or figures.agreed_s > PATIENCE_S:
+                return
+
     async def _compare(self) -> tuple[int, int]:
         """(VMs that are said to run and do not, VMs that run where they are not said to be)."""
         said: dict[str, str] = {}
@@ -240,6 +252,7 @@ class Scale:
             cursor, seen = page["next"], seen + len(page["items"])
             self._watcher.done(seen)
         path = self._cloud.root / "running.json"
+        path.unlink(missing_ok=True)
         self._cloud.order(f"running {path}")
         while not path.exists():
             await asyncio.sleep(0.1)
