@@ -111,9 +111,8 @@ def test_a_guest_that_writes_faster_than_is_copied(lab: Lab, storage: Storage, p
     boot = mover.boot_id()
     source = str(lab.vm("mover")["status"]["node"])
     target = "n2" if source == "n1" else "n1"
-    mover.run(
-        f"echo '{_BUSY}' > /tmp/busy.sh; setsid sh /tmp/busy.sh > /dev/null 2>&1 < /dev/null & echo $! > /tmp/busy.pid"
-    )
+    mover.run(f"echo '{_BUSY}' > /tmp/busy.sh")
+    mover.background("echo $$ > /tmp/busy.pid; exec sh /tmp/busy.sh")
     with lab.own_client() as client:
         ask = {"node": target, "bandwidth_mib_s": 8}
         operation = client.post("/vms/mover/actions/migrate", {**ask, "stuck": "give-up"})["operation"]["id"]
