@@ -23,7 +23,9 @@ PAUSE_S = 0.1
 SPARE_MIB = 80
 MORE = 8
 """Pieces by which it is seen that there is room again; at the limit itself one or two get through now and then."""
-MORE_DEVICES = 3
+MORE_DEVICES = 6
+"""Enough that each of the first three is rid of most of its placement groups, however few there are and wherever these
+fall: with three more, one in several times two were left nearly as full as they were."""
 STEPS = {"nearfull": 0.20, "backfillfull": 0.29, "full": 0.30}
 SHORT_LOGS = {"osd_min_pg_log_entries": 1, "osd_max_pg_log_entries": 1, "osd_pg_log_trim_min": 1}
 """Where there is a lot of data, a placement group's log does not reach back to its beginning, and what is to move is

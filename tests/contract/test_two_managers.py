@@ -116,6 +116,9 @@ class Pair:
         except httpx.TransportError:
             return False
 
+    def vms(self, via: ManagerProcess) -> list[Any]:
+        return list(self.get("/vms", via)["items"])
+
     def runs(self, name: str, via: ManagerProcess) -> bool:
         return bool(self.get(f"/vms/{name}", via)["status"]["state"] == "running")
 
@@ -191,8 +194,10 @@ def test_a_standby_takes_over_from_a_leader_that_dies_and_from_one_that_hangs(
     # The one that hung goes on where it was: it writes nothing, and ends.
     other.signal(signal.SIGCONT)
     assert other.end() == 3, (other.root / "log").read_text()[-500:]
-    assert {vm["name"]: vm["status"]["state"] for vm in pair.get("/vms", one)["items"]} == dict.fromkeys(
-        ("before", "during", "after"), "running"
+    # A node that came over later than the new leader's patience was "down" for a moment, and its VMs unknown.
+    until(
+        lambda: all(pair.runs(name, one) for name in ("before", "during", "after")) and len(pair.vms(one)) == 3,
+        "all three VMs run",
     )
 
 
