@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import rados
+
 from scloud.client.http import Client
 from storage_lab import DISK_TYPE, REPO, StorageLab, finished, storage_lab
 
@@ -92,8 +94,11 @@ def whole(lab: StorageLab, client: Client) -> bool:
     """All nodes are let in, and every placement group is active and clean."""
     if client.get("/ha")["incidents"] or any(one["status"]["state"] != "ready" for one in client.pages("/nodes")):
         return False
-    with lab.cluster("n1") as handle:
-        code, out, _ = handle.mon_command(json.dumps({"prefix": "status", "format": "json"}), b"")
+    try:
+        with lab.cluster("n1") as handle:
+            code, out, _ = handle.mon_command(json.dumps({"prefix": "status", "format": "json"}), b"")
+    except rados.PermissionDeniedError:
+        return False  # n1 was the lost one, and has not got its new key yet
     said = json.loads(out) if code == 0 else {}
     return bool(said) and {one["state_name"] for one in said["pgmap"]["pgs_by_state"]} == {"active+clean"}
 

@@ -295,7 +295,7 @@ class HaController:
                 log.warning("node %s is rid of %s before it is let in", node, ", ".join(evicted))
                 removed += [str(key) for key in await session.call("evict", EVICT_S, vms=evicted)]
             if incident is not None:
-                cleaned = f"{len(evicted)} stale VMs are removed from it" if evicted else "it has no stale VMs"
+                cleaned = f"stale VMs removed from it: {len(evicted)}" if evicted else "it has no stale VMs"
                 await self._store.write(lambda tx: _moment(tx, incident.id, "cleaned", cleaned))
                 if fenced:
                     await self._fencer.unfence(node)

@@ -181,7 +181,8 @@ def _concluded(tx: Tx, incident: Incident, vms: Iterable[VmRecovery], moments: l
     if state is IncidentState.RECOVERED and incident.state is not state:
         ran = sum(item.state == "running" for item in items)
         stay = sum(item.state == "left" for item in items)
-        moments.append(Moment(at=tx.now, what="recovered", text=f"{ran} VMs run elsewhere, {stay} stay with the node"))
+        words = f"VMs that run elsewhere: {ran}; that stay with the node: {stay}"
+        moments.append(Moment(at=tx.now, what="recovered", text=words))
     update = {"state": state, "reason": reason, "vms": items, "moments": (*incident.moments, *moments)}
     return incident.model_copy(update=update)
 
