@@ -18,6 +18,7 @@ class Guest:
     def __init__(self) -> None:
         self.connections: dict[int, socket.socket] = {}
         self.keep: list[socket.socket] = []
+        self.accepted: dict[int, socket.socket] = {}
 
     def listen(self, port: int) -> bool:
         """Echoes TCP and UDP on a port."""
@@ -25,13 +26,14 @@ class Guest:
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         datagrams.bind(("0.0.0.0", port))
         self.keep += [server, datagrams]
-        threading.Thread(target=self._serve, args=(server,), daemon=True).start()
+        threading.Thread(target=self._serve, args=(server, port), daemon=True).start()
         threading.Thread(target=self._echo_datagrams, args=(datagrams,), daemon=True).start()
         return True
 
-    def _serve(self, server: socket.socket) -> None:
+    def _serve(self, server: socket.socket, port: int) -> None:
         while True:
             peer, _ = server.accept()
+            self.accepted[port] = peer
             threading.Thread(target=self._echo, args=(peer,), daemon=True).start()
 
     def _echo(self, peer: socket.socket) -> None:
@@ -69,6 +71,20 @@ class Guest:
         except OSError:
             return False
         return got == data
+
+    def push(self, port: int) -> bool:
+        """Send a byte, unasked, to who connected to a port last."""
+        self.accepted[port].sendall(b"p")
+        return True
+
+    def hear(self, number: int, wait: float) -> bool:
+        """Whether a byte comes on a connection."""
+        connection = self.connections[number]
+        connection.settimeout(wait)
+        try:
+            return connection.recv(1) == b"p"
+        except OSError:
+            return False
 
     def udp(self, ip: str, port: int, sizes: list[int], wait: float) -> str:
         """Datagrams from one port, each answered: `echoed`, else `refused` (by an ICMP error), `silent` or `cut`."""

@@ -37,6 +37,10 @@ class Connection(Protocol):
         """Whether bytes go there and come back."""
         ...
 
+    async def pushed(self, by: str) -> bool:
+        """Whether a byte arrives that the nic at the other end sends unasked."""
+        ...
+
 
 class Rig(Protocol):
     """`world` says who is where. `plug` makes a nic's device and puts it on its node's switch."""
@@ -79,9 +83,15 @@ async def apply(rig: Rig) -> None:
 class FakeConnection:
     def __init__(self, rig: FakeRig, source: str, packet: Packet) -> None:
         self._rig, self._source, self._packet = rig, source, packet
+        ((_, _, self._at_other_end),) = rig.wires.send(*rig.where[source], packet)
 
     async def echo(self, size: int = 1) -> bool:
         return self._rig.answered(self._source, self._packet.but(tcp_flags=ACK))
+
+    async def pushed(self, by: str) -> bool:
+        at, name = self._rig.where[by]
+        packet = answer_to(self._at_other_end).but(tcp_flags=ACK)
+        return [who for _, who, _ in self._rig.wires.send(at, name, packet)] == [self._source]
 
 
 class FakeRig:
@@ -250,12 +260,16 @@ class Node:
 
 
 class RealConnection:
-    def __init__(self, child: Child, number: int) -> None:
-        self._child, self._number = child, number
+    def __init__(self, rig: OvsRig, child: Child, number: int, port: int) -> None:
+        self._rig, self._child, self._number, self._port = rig, child, number, port
 
     async def echo(self, size: int = 1) -> bool:
         wait = ANSWER_S if size > 1 else CUT_S
         return bool(self._child.ask("echo", number=self._number, size=size, wait=wait))
+
+    async def pushed(self, by: str) -> bool:
+        self._rig.guests[by].ask("push", port=self._port)
+        return bool(self._child.ask("hear", number=self._number, wait=CUT_S))
 
 
 class OvsRig:
@@ -369,7 +383,7 @@ class OvsRig:
         number = next(self.numbers)
         child = self.guests[source]
         done = child.ask("connect", number=number, ip=ip, port=port, wait=ANSWER_S if expect else QUIET_S)
-        return RealConnection(child, number) if done else None
+        return RealConnection(self, child, number, port) if done else None
 
     async def udp(
         self, source: str, ip: str, port: int, *, listening: bool = True, sizes: tuple[int, ...] = (10,)

@@ -252,6 +252,40 @@ async def test_groups_changed_live_cut_what_they_allowed_and_nothing_else(net: R
     assert not await to_web.echo(), "the sender may not send any more"
 
 
+@pytest.mark.parametrize("ip", ["10.0.0.11", "10.0.0.12"])
+async def test_connections_that_a_nic_brings_from_another_zone_go_on_whoever_speaks_first(net: Rig, ip: str) -> None:
+    """A nic that migrates has another zone, which has never seen its connections."""
+    world, switch = net.world, net.switches["n1"]
+    other = next(name for name, port in world.ports.items() if port.ip == ip)
+    world.group("sg-out", rule(3, "outbound"))
+    world.group("sg-ssh", rule(4, "inbound", "tcp", (22, 22)))
+    world.nic("nic-web", "n1", "vpc-a", "10.0.0.10", "sg-out", "sg-ssh")
+    await apply(net)
+    opened = await net.connect("nic-web", ip, 5000)
+    taken = await net.connect(other, "10.0.0.10", 22)
+    assert opened is not None and taken is not None
+    assert await opened.echo() and await taken.echo()
+    known = await switch.connections(world.zone("nic-web"))
+    assert {(item.source, item.target, item.target_port, item.mark) for item in known} == {
+        ("10.0.0.10", ip, 5000, 3),
+        (ip, "10.0.0.10", 22, 4),
+    }
+    world.group("sg-out")  # who may open nothing: it speaks in what others have opened
+    world.zones["nic-web"] = 900
+    world.brought["nic-web"] = tuple(known)
+    await apply(net)
+    assert await switch.connections(900) == []
+    assert await taken.pushed("nic-web")
+
+    world.group("sg-out", rule(3, "outbound"))
+    world.group("sg-ssh")
+    world.zones["nic-web"] = 901
+    await apply(net)
+    assert await opened.pushed(other)
+    assert await opened.echo()
+    assert [(item.target_port, item.mark) for item in await switch.connections(901)] == [(5000, 3)]
+
+
 async def test_a_nic_without_groups_is_alone(net: Rig) -> None:
     net.world.nic("nic-db", "n1", "vpc-a", "10.0.0.11")
     await apply(net)

@@ -107,6 +107,7 @@ def _plan(view: NodeView) -> dict[_Key, tuple[Any, ...]]:
     ofports: dict[str, list[int]] = {key: [] for key in vpcs}
     carried: set[tuple[str, ...]] = set()
     policies: set[tuple[str, ...]] = set()
+    known = {group.id: group for group in view.groups}
     for nic in local:
         port = nic.port
         vpc = vpcs[port.vpc].vpc
@@ -114,6 +115,8 @@ def _plan(view: NodeView) -> dict[_Key, tuple[Any, ...]]:
         for ip in l2.places(port):
             if port.second is not None and ip != view.tunnel_ip:
                 plan["peer", vpc.id, ip] = (vpc, view.tunnel_ofport, ip)
+        if connections := groups.still_allowed(nic, known):
+            plan["brought", port.id] = (nic, connections)
         ofports[port.vpc].append(nic.ofport)
         policies.add(port.groups)
     carried.update(policies)
@@ -128,7 +131,7 @@ def _plan(view: NodeView) -> dict[_Key, tuple[Any, ...]]:
     for key, item in vpcs.items():
         plan["vpc", key] = (item,)
         plan["answers", key] = (item, tuple(sorted(ofports[key])))
-    _plan_policies(plan, policies, carried, {group.id: group for group in view.groups})
+    _plan_policies(plan, policies, carried, known)
     return plan
 
 
@@ -242,5 +245,6 @@ _BUILDERS: dict[str, Callable[..., Iterable[Flow]]] = {
     "peer": classify.tunnel,
     "policy": groups.policy,
     "nic": _nic,
+    "brought": groups.brought,
     "remote": _remote,
 }

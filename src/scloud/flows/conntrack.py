@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scloud.flows.packet import ACK, PROTO_ICMP, PROTO_TCP, SYN, Packet
+from scloud.flows.packet import ACK, PROTO_ICMP, PROTO_TCP, PROTO_UDP, SYN, Packet, ip_text
+from scloud.model import connections
 
 NEW, EST, REL, RPL, INV, TRK = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _ERRORS = (3, 4, 5, 11, 12)
@@ -65,6 +66,26 @@ class Conntrack:
             self._connections.setdefault((zone, _turned(key)), found)
         if mark is not None:
             found.mark = mark
+
+    def connections(self, zone: int) -> list[connections.Connection]:
+        """The marked ones of a zone."""
+        names = {PROTO_TCP: "tcp", PROTO_UDP: "udp"}
+        found = {id(item): item for (in_zone, _), item in self._connections.items() if in_zone == zone and item.mark}
+        return [
+            connections.Connection.model_validate(
+                {
+                    "protocol": names[proto],
+                    "source": ip_text(source),
+                    "target": ip_text(target),
+                    "source_port": source_port,
+                    "target_port": target_port,
+                    "mark": item.mark,
+                }
+            )
+            for item in found.values()
+            for proto, source, target, source_port, target_port in [item.origin]
+            if proto in names
+        ]
 
     def forget(self) -> None:
         """As after a restart of the userspace datapath."""

@@ -11,13 +11,16 @@ connection carries, as ct_mark, the mark of the rule that allowed it.
 With the userspace datapath, a connection that begins with a datagram in fragments loses that one datagram where the
 rule has ports: the switch takes none from fragments, and nothing is known of the connection yet.
 
+- A nic that has migrated brings a list of its connections: the zone on its new node tracks none yet. What would be an
+  answer there passes untracked (`brought`), until a packet in the direction of the connection makes it known again.
+
 So taking away a rule, or a member from a group, cuts the connections that nothing else allows with the next packet,
 and no others. The service's own connections have mark 0 and never come here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scloud.flows.ir import Flow, Match
@@ -32,6 +35,7 @@ from scloud.flows.pipeline import (
     TCP,
     UDP,
     VPC,
+    ZONE,
     ZONE_FIELD,
     Band,
     Table,
@@ -40,6 +44,8 @@ from scloud.flows.pipeline import (
     goto,
 )
 from scloud.flows.policy import peers_with, policy_id, port_masks
+from scloud.flows.view import LocalPort
+from scloud.model.connections import Connection
 from scloud.model.desired import DesiredGroup, DesiredPort
 from scloud.model.specs import Direction, Protocol, StoredRule
 
@@ -126,6 +132,47 @@ def peer(nic: DesiredPort, vni: int) -> list[Flow]:
         )
         for side in SIDES
     ]
+
+
+def directions(names: tuple[str, ...], known: Mapping[str, DesiredGroup]) -> dict[int, Direction]:
+    """The direction of each rule of these groups, by its mark."""
+    return {rule.mark: rule.direction for name in names if name in known for rule in known[name].rules}
+
+
+def still_allowed(nic: LocalPort, known: Mapping[str, DesiredGroup]) -> tuple[tuple[Connection, Direction], ...]:
+    """Of what a nic brought: the connections that are its own and whose rule is there, with the rule's direction."""
+    if not nic.brought:
+        return ()
+    found = directions(nic.port.groups, known)
+    kept: dict[tuple[str, str, str, int, int], tuple[Connection, Direction]] = {}
+    for item in nic.brought:
+        direction = found.get(item.mark)
+        if direction is None or nic.port.ip != (item.source if direction is Direction.OUTBOUND else item.target):
+            continue
+        kept[item.ends] = (item, direction)
+    return tuple(kept.values())
+
+
+def brought(nic: LocalPort, connections: Iterable[tuple[Connection, Direction]]) -> list[Flow]:
+    """Answers in connections of before the nic's migration, as long as the zone does not know them."""
+    cookie = cookie_of(f"port/{nic.port.id}")
+    flows = []
+    for item, direction in connections:
+        side = INGRESS if direction is Direction.OUTBOUND else EGRESS
+        name = item.protocol
+        key = (
+            Match(ZONE, str(nic.zone)),
+            IP,
+            Match("ct_state", "+trk+new-rpl-rel-inv"),
+            *_PROTOCOLS[Protocol(name)],
+            Match("ip_src", item.target),
+            Match("ip_dst", item.source),
+            Match(f"{name}_src", str(item.target_port)),
+            Match(f"{name}_dst", str(item.source_port)),
+        )
+        note = "answers a connection that the nic had before it migrated"
+        flows.append(Flow(side.state, Band.ADDRESS, key, (goto(side.after),), cookie, note))
+    return flows
 
 
 def peer_groups(groups: tuple[DesiredGroup, ...]) -> frozenset[str]:

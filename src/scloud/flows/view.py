@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scloud.model.connections import Connection
 from scloud.model.desired import DesiredGroup, DesiredPort, DesiredVpc
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPort:
-    """A nic whose tap is on this switch. `zone` is its conntrack zone (1..65535), one per local nic."""
+    """A nic whose tap is on this switch. `zone` is its conntrack zone (1..65535), one per local nic.
+
+    `brought` are connections that it had on the node that it migrated from; the zone knows nothing of them.
+    """
 
     port: DesiredPort
     ofport: int
     zone: int
+    brought: tuple[Connection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from scloud.flows.fabric import Fabric, Journey
 from scloud.flows.packet import Ends, Packet, answer_to, echo, mac, tcp, udp
 from scloud.flows.pipeline import GATEWAY_MAC, SERVICE_MAC
 from scloud.flows.view import LocalPort, LocalVpc, NodeView, RemotePort
+from scloud.model.connections import Connection
 from scloud.model.desired import DesiredGroup, DesiredPort, DesiredSubnet, DesiredVpc
 from scloud.model.specs import StoredRule
 
@@ -45,6 +46,9 @@ class World:
     ports: dict[str, DesiredPort] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     without_service: set[str] = field(default_factory=set)
+    brought: dict[str, tuple[Connection, ...]] = field(default_factory=dict)
+    zones: dict[str, int] = field(default_factory=dict)
+    """Of nics that have others than their number says."""
     fabric: Fabric = field(default_factory=lambda: Fabric({}))
 
     def vpc(self, name: str, vni: int, *cidrs: str) -> None:
@@ -92,7 +96,10 @@ class World:
                 for name, item in self.vpcs.items()
                 if name in here
             ),
-            local=tuple(LocalPort(port, self.numbers[port.id], self.numbers[port.id] + 100) for port in local),
+            local=tuple(
+                LocalPort(port, self.numbers[port.id], self.zone(port.id), self.brought.get(port.id, ()))
+                for port in local
+            ),
             remote=tuple(
                 RemotePort(port)
                 for port in self.ports.values()
@@ -100,6 +107,17 @@ class World:
             ),
             groups=tuple(self.groups.values()),
         )
+
+    def zone(self, nic: str) -> int:
+        return self.zones.get(nic, self.numbers[nic] + 100)
+
+    def migrate(self, nic: str, node: str) -> None:
+        """It brings what the switch that it leaves knows of its connections."""
+        port = self.ports[nic]
+        assert port.node_id is not None
+        self.brought[nic] = tuple(self.fabric.switches[port.node_id].conntrack.connections(self.zone(nic)))
+        self.ports[nic] = port.model_copy(update={"node_id": node, "tunnel_ip": self.nodes[node]})
+        self.apply()
 
     def service(self, vpc: str) -> int:
         return SERVICE_BASE + list(self.vpcs).index(vpc)

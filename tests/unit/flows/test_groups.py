@@ -300,3 +300,64 @@ def test_two_groups_with_overlapping_rules_and_a_repeated_group(world: World) ->
     world.apply()
     for port in (20, 27, 35, 99):
         assert world.tcp("nic-far", "nic-web", port)
+
+
+@pytest.fixture
+def moving(world: World) -> World:
+    """nic-web, which may open connections and takes none but on port 80, has one each way, and migrates to n2."""
+    world.group("sg-web", rule(5, "inbound", "tcp", (80, 80)))
+    world.group("sg-all", OUT)
+    world.group("sg-in", OUT, rule(6, "inbound"))
+    world.nic("nic-db", "n1", "vpc-a", "10.0.0.11", "sg-in")
+    world.apply()
+    assert world.tcp("nic-web", "nic-db", 5432, sport=40001)
+    assert world.udp("nic-web", "nic-db", 53, sport=40002)
+    assert world.tcp("nic-db", "nic-web", 80, sport=40003)
+    return world
+
+
+def pushed(world: World, source: str, target: str, sport: int, port: int) -> bool:
+    """Whether a packet in the middle of a TCP connection arrives, with nothing said in the other direction."""
+    return world.arrived(source, tcp(world.ends(source, target), sport, port, ACK)) == [target]
+
+
+def test_a_migrated_nic_hears_answers_in_its_connections_though_it_is_silent(moving: World) -> None:
+    moving.migrate("nic-web", "n2")
+    assert pushed(moving, "nic-db", "nic-web", 5432, 40001)
+    assert moving.arrived("nic-db", udp(moving.ends("nic-db", "nic-web"), 53, 40002)) == ["nic-web"]
+    assert not pushed(moving, "nic-db", "nic-web", 5432, 40009), "there was no such connection"
+    assert not pushed(moving, "nic-db", "nic-web", 5433, 40001)
+    assert not pushed(moving, "nic-far", "nic-web", 5432, 40001)
+    # It answers: from now on the connection is tracked as ever, and ends with its rule.
+    assert moving.tcp("nic-web", "nic-db", 5432, sport=40001)
+    assert pushed(moving, "nic-db", "nic-web", 5432, 40001)
+
+
+def test_a_migrated_nic_that_may_open_nothing_speaks_in_connections_that_others_opened(moving: World) -> None:
+    moving.migrate("nic-web", "n2")
+    moving.nic("nic-web", "n2", "vpc-a", "10.0.0.10", "sg-web")
+    moving.apply()
+    assert pushed(moving, "nic-web", "nic-db", 80, 40003)
+    assert not pushed(moving, "nic-web", "nic-db", 80, 40004)
+    assert not pushed(moving, "nic-web", "nic-db", 5432, 40001)
+    assert pushed(moving, "nic-db", "nic-web", 40003, 80)
+
+
+def test_what_a_nic_brings_ends_with_the_rule_that_let_it_begin(moving: World) -> None:
+    moving.migrate("nic-web", "n2")
+    moving.nic("nic-web", "n2", "vpc-a", "10.0.0.10")
+    moving.apply()
+    assert not pushed(moving, "nic-db", "nic-web", 5432, 40001)
+    moving.nic("nic-web", "n2", "vpc-a", "10.0.0.10", "sg-web")
+    moving.apply()
+    assert not pushed(moving, "nic-db", "nic-web", 5432, 40001), "it was allowed by a rule of another group"
+
+
+def test_nothing_is_brought_that_is_not_the_nics_own(moving: World) -> None:
+    moving.migrate("nic-web", "n2")
+    own = moving.brought["nic-web"][0]
+    assert (own.source, own.target_port) == ("10.0.0.10", 5432)
+    moving.brought["nic-web"] = (own.model_copy(update={"source": "10.0.0.12"}),)
+    moving.apply()
+    assert not pushed(moving, "nic-db", "nic-far", 5432, 40001)
+    assert not pushed(moving, "nic-db", "nic-web", 5432, 40001)

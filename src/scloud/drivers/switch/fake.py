@@ -13,6 +13,7 @@ from scloud.drivers.switch.protocol import TUNNEL_OFPORT, PortFacts
 from scloud.flows.fakeswitch import Account, FakeSwitch
 from scloud.flows.ir import Flow
 from scloud.flows.packet import Packet, ip_text
+from scloud.model.connections import Connection
 from scloud.model.errors import CloudError, ErrorKind
 
 
@@ -110,6 +111,10 @@ class FakeOvs:
     async def learn_peer(self, tunnel_ip: str, mac: str | None = None) -> None:
         self._called("learn_peer")
         self.peers[tunnel_ip] = mac
+
+    async def connections(self, zone: int) -> list[Connection]:
+        self._called("connections")
+        return self.flows.conntrack.connections(zone)
 
     async def trace(self, fields: Mapping[str, str | int]) -> str:
         self._called("trace")

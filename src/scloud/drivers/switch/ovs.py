@@ -20,6 +20,7 @@ from scloud.drivers.switch.protocol import TUNNEL_OFPORT, PortFacts
 from scloud.flows.ir import Flow
 from scloud.flows.text import add_text, delete_text, flow_text
 from scloud.model.base import Value
+from scloud.model.connections import Connection
 from scloud.model.errors import CloudError, ErrorKind
 
 BRIDGE = "br-int"
@@ -33,6 +34,12 @@ _FLOW_TIMEOUT_S = 60.0
 """100,000 flows take 3-8 s; a busy host several times that."""
 _COOKIE = re.compile(r"cookie=(0x[0-9a-f]+)")
 _NO_PORT = -1
+_CONNECTION = re.compile(
+    r"(?P<protocol>tcp|udp),"
+    r"orig=\(src=(?P<source>[\d.]+),dst=(?P<target>[\d.]+),sport=(?P<source_port>\d+),dport=(?P<target_port>\d+)\),"
+)
+_MARK = re.compile(r",mark=(\d+)")
+_OVER = ("state=TIME_WAIT", "state=CLOSED", "state=CLOSING")
 
 
 class OvsConfig(Value):
@@ -215,6 +222,11 @@ class OvsSwitch:
                 return str(entry["lladdr"])
         return None
 
+    async def connections(self, zone: int) -> list[Connection]:
+        lines = await self._commands.run("ovs-appctl", "dpctl/dump-conntrack", f"zone={zone}")
+        found = (_connection(line) for line in lines.splitlines())
+        return [item for item in found if item is not None]
+
     async def trace(self, fields: Mapping[str, str | int]) -> str:
         flow = ",".join(f"{name}={value}" for name, value in fields.items())
         return await self._commands.run("ovs-appctl", "ofproto/trace", BRIDGE, flow)
@@ -248,3 +260,11 @@ def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
 def _underlay_mac(tunnel_ip: str) -> str:
     """A MAC of our own for `br-phy`, made from its address, so that it stays the same when the bridge is made anew."""
     return "02:5c:" + ":".join(f"{octet:02x}" for octet in ipaddress.IPv4Address(tunnel_ip).packed)
+
+
+def _connection(line: str) -> Connection | None:
+    """One line of `dpctl/dump-conntrack`."""
+    ends, mark = _CONNECTION.match(line), _MARK.search(line)
+    if ends is None or mark is None or mark[1] == "0" or any(state in line for state in _OVER):
+        return None
+    return Connection.model_validate({**ends.groupdict(), "mark": int(mark[1])})

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from scloud.flows.ir import Flow
 from scloud.model.base import Value
+from scloud.model.connections import Connection
 
 TUNNEL_OFPORT = 1
 """The VXLAN port's number on the integration bridge."""
@@ -59,6 +60,10 @@ class Switch(Protocol):
 
     async def learn_peer(self, tunnel_ip: str, mac: str | None = None) -> None:
         """Resolve a peer's underlay address now, so that the first tunnelled packet is not lost."""
+        ...
+
+    async def connections(self, zone: int) -> list[Connection]:
+        """TCP and UDP connections that are tracked in a zone and marked, but for those that are over."""
         ...
 
     async def trace(self, fields: Mapping[str, str | int]) -> str:
