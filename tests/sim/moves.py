@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scloud.agent.passages import Way, nobody
+from scloud.agent.passages import Connections, Way, nobody, nothing
 from scloud.drivers.hypervisor.fake import FakeDomain
 from scloud.drivers.hypervisor.protocol import DomainEvent, DomainSpec, MoveOptions, MoveRoute
 from scloud.model.errors import CloudError, ErrorKind
@@ -35,6 +35,7 @@ class Road:
         self._life = node.life
         self.expected: dict[str, tuple[str, DomainSpec]] = {}
         self.released: Callable[[str], Awaitable[None]] = nobody
+        self.brought: Callable[[str, Connections], Awaitable[None]] = nothing
         node.road = self
 
     async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
@@ -61,7 +62,15 @@ class Road:
             if (life := there.life) is not None and there.road is road:
                 life.spawn(road.released(vm))
 
-        yield Way(spec, MoveRoute(control=Path(self._node.id), memory=Path(target), disks=Path()), release)
+        async def hand_on(connections: Connections) -> None:
+            await asyncio.sleep(self._world.short())
+            if not self._reaches(there):
+                raise ConnectionError("the way to the target is gone")
+            if (life := there.life) is not None and there.road is road:
+                life.spawn(road.brought(vm, connections))
+
+        sockets = MoveRoute(control=Path(self._node.id), memory=Path(target), disks=Path())
+        yield Way(spec, sockets, release, hand_on)
 
     def _reaches(self, other: AgentProcess) -> bool:
         cut = self._world.pool_disk.cut_off

@@ -1,4 +1,5 @@
-"""What the agent knows when it starts: desired objects, what it remembers of VMs, port numbers, the highest epoch.
+"""What the agent knows when it starts: desired objects, what it remembers of VMs, port numbers, what nics have brought,
+the highest epoch.
 
 The file is an append-only log of JSON lines, flushed to disk once for all that came together, and rewritten when most
 of it is out of date. A process killed in the middle of a write leaves a torn last line, which is cut off when it is
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from scloud.model.connections import Brought
 from scloud.model.desired import (
     DesiredDisk,
     DesiredGroup,
@@ -67,6 +69,12 @@ class Journal(Protocol):
 
     async def remember(self, vm: str, memory: VmMemory) -> None: ...
 
+    def brought(self, nic: str) -> Brought | None:
+        """The connections that a nic came with; forgotten when its port number is free."""
+        ...
+
+    async def bring(self, nic: str, brought: Brought) -> None: ...
+
     async def see_epoch(self, epoch: int) -> None: ...
 
     async def allocate(self, owner: str, wanted: int | None = None) -> int:
@@ -89,6 +97,7 @@ class MemoryJournal:
         self._desired: dict[str, AnyDesired] = {}
         self._shown = MappingProxyType(self._desired)
         self._memories: dict[str, VmMemory] = {}
+        self._brought: dict[str, Brought] = {}
         self._ofports: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
         self._last_ofport = FIRST_OFPORT - 1
@@ -118,6 +127,12 @@ class MemoryJournal:
     async def remember(self, vm: str, memory: VmMemory) -> None:
         if self.memory(vm) != memory:
             await self._persist([{"vm": vm, "memory": memory}])
+
+    def brought(self, nic: str) -> Brought | None:
+        return self._brought.get(f"port/{nic}")
+
+    async def bring(self, nic: str, brought: Brought) -> None:
+        await self._persist([{"brought": brought, "by": f"port/{nic}"}])
 
     async def see_epoch(self, epoch: int) -> None:
         if epoch > self._epoch:
@@ -175,8 +190,11 @@ class MemoryJournal:
                     self._memories.pop(key.removeprefix("vm/"), None)
             case {"vm": vm, "memory": memory}:
                 self._memories[vm] = memory
+            case {"brought": brought, "by": owner}:
+                self._brought[owner] = brought
             case {"port": owner, "number": None}:
                 self._ofports.pop(owner, None)
+                self._brought.pop(owner, None)
             case {"port": owner, "number": int() as number}:
                 self._ofports[owner] = number
                 self._last_ofport = number
@@ -190,6 +208,7 @@ class MemoryJournal:
         records += [{"set": item} for item in self._desired.values()]
         records += [{"vm": vm, "memory": memory} for vm, memory in self._memories.items()]
         records += [{"port": owner, "number": number} for owner, number in self._ofports.items()]
+        records += [{"brought": brought, "by": owner} for owner, brought in self._brought.items()]
         records.append({"last_port": self._last_ofport})
         return records
 
@@ -235,6 +254,8 @@ class FileJournal(MemoryJournal):
                 record["set"] = desired_object.validate_python(record["set"])
             elif "memory" in record:
                 record["memory"] = VmMemory.model_validate(record["memory"])
+            elif "brought" in record:
+                record["brought"] = Brought.model_validate(record["brought"])
         except ValidationError as error:
             # Written by another version. The manager sends again what is not reported as held.
             log.warning("an object in the journal cannot be read and is left out: %s", error)
@@ -266,7 +287,7 @@ class FileJournal(MemoryJournal):
                 self._take_all(records)
                 if not done.done():
                     done.set_result(None)
-            alive = len(self._desired) + len(self._memories) + len(self._ofports)
+            alive = len(self._desired) + len(self._memories) + len(self._ofports) + len(self._brought)
             if self._lines > 2 * alive + COMPACT_SLACK:
                 await self._compact()
 
@@ -326,6 +347,6 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def _plain(item: Any) -> Any:
     """Values inside a record, as orjson asks for them."""
-    if isinstance(item, AnyDesired | VmMemory):
+    if isinstance(item, AnyDesired | VmMemory | Brought):
         return orjson.Fragment(item.__pydantic_serializer__.to_json(item))
     raise TypeError(f"{type(item).__name__} does not belong in the journal")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from scloud.agent.deadlines import within
 from scloud.agent.journal import Journal
-from scloud.agent.passages import Passages
+from scloud.agent.passages import Connections, Passages, Way
 from scloud.drivers.hypervisor.protocol import DomainFacts, Hypervisor, MoveOptions
 from scloud.model.desired import DesiredVm, MoveOut
 from scloud.model.errors import CloudError
@@ -28,11 +28,18 @@ INTERRUPTED = "the node's agent was restarted meanwhile; migrate it again"
 
 
 class Departures:
-    """At the source. `changed` is called with the key of a VM whose migration has ended."""
+    """At the source. `changed` is called with the key of a VM whose migration has ended; `connections` tells those of
+    nics."""
 
     def __init__(
-        self, hypervisor: Hypervisor, journal: Journal, passages: Passages, changed: Callable[[str], None]
+        self,
+        hypervisor: Hypervisor,
+        journal: Journal,
+        passages: Passages,
+        changed: Callable[[str], None],
+        connections: Callable[[Iterable[str]], Awaitable[Connections]],
     ) -> None:
+        self._connections = connections
         self._hypervisor = hypervisor
         self._journal = journal
         self._passages = passages
@@ -77,6 +84,8 @@ class Departures:
                         await way.release()
                     except OSError as error:  # the manager lets it run there
                         log.warning("telling node %s that %s may run: %s", move.target, vm.id, error)
+                        return
+                    await self._hand_on(vm, way)
 
                 await self._hypervisor.move(vm.id, way.spec, way.route, options, gone)
         except (CloudError, OSError) as error:
@@ -84,6 +93,13 @@ class Departures:
             self._errors.setdefault(vm.id, str(error) or type(error).__name__)
         finally:
             self._changed(f"vm/{vm.id}")
+
+    async def _hand_on(self, vm: DesiredVm, way: Way) -> None:
+        """It runs at the target by now. Without this, a connection in which it is silent may stand still there."""
+        try:
+            await way.hand_on(await self._connections(vm.nics))
+        except (OSError, CloudError) as error:
+            log.warning("the connections of %s are not handed on: %s", vm.id, error)
 
     async def _under_way(self, vm: DesiredVm, move: MoveOut) -> MoveSeen:
         if move.cancel:

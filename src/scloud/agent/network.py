@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scloud.agent.board import Board
@@ -24,10 +25,11 @@ from scloud.drivers.switch.protocol import TUNNEL_OFPORT, Switch
 from scloud.flows.compile import Compiler
 from scloud.flows.l2 import places
 from scloud.flows.view import LocalPort
+from scloud.model.connections import Brought, Connection
 from scloud.model.desired import DesiredPort, DesiredVpc
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import Observed
-from scloud.reconcile.network import node_view, tap_name
+from scloud.reconcile.network import node_view, still_known, tap_name
 from scloud.reconcile.port import AddTap, PortPlan, PortSituation, RemoveTap, port_plan
 from scloud.reconcile.vm import NicView
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 WATCH_SWITCH_S = 1.0
 """How often the switch is asked whether it has lost its flows."""
+MAX_CONNECTIONS = 2000
+"""Of a nic, that go with it when it migrates: each is a flow."""
 RELEARN_S = 300.0
 """A peer's underlay address is resolved again so often; Open vSwitch forgets it after 15 minutes."""
 
@@ -77,6 +81,7 @@ class Network:
         self._compiler = Compiler()
         self._incarnation: str | None = None
         self._stale = True
+        self._brought_until = math.inf
         self._flowing: dict[str, LocalPort] = {}
         self._target = 0
         self._heard = False
@@ -188,6 +193,30 @@ class Network:
     def has_tap(self, nic: str) -> bool:
         """Whether the switch has a port of it, or is just being given one."""
         return self.ofport(f"port/{nic}") is not None or self.workers.working(f"port/{nic}")
+
+    # --- connections of nics that migrate
+
+    async def connections(self, nics: Iterable[str]) -> dict[str, list[Connection]]:
+        """What the switch tracks of nics here, `MAX_CONNECTIONS` of each at most. CloudError(ENGINE)."""
+        found = {}
+        for nic in nics:
+            if (zone := self.ofport(f"port/{nic}")) is not None:
+                asking = self._switch.connections(zone)
+                tracked = await within("query", f"asking for the connections of {nic}", asking)
+                # What it came with, and has been silent since, goes on with it.
+                known = {item.ends: item for item in (*self._brought(f"port/{nic}")[0], *tracked)}
+                found[nic] = list(known.values())[-MAX_CONNECTIONS:]
+        return found
+
+    async def bring(self, connections: Mapping[str, Sequence[Connection]]) -> None:
+        """Nics have come with these."""
+        now = asyncio.get_running_loop().time()
+        for nic, items in connections.items():
+            if items and self.ofport(f"port/{nic}") is not None:
+                log.info("nic %s brings %d connections", nic, len(items))
+                await self._journal.bring(nic, Brought(at=now, connections=tuple(items[:MAX_CONNECTIONS])))
+                self._stale = True
+        self._wake_flows()
 
     # --- work
 
@@ -304,14 +333,21 @@ class Network:
             self._problems["flows"] = error.message
             return loop.time() + WATCH_SWITCH_S
         lost = incarnation != self._incarnation
-        if not lost and not self._stale:
+        if not lost and not self._stale and loop.time() < self._brought_until:
             self._board.network_revision = self._target
             return loop.time() + WATCH_SWITCH_S
         target = self._target
         self._stale = False
         ofports = {owner: number for owner, (_, number) in self._on_switch.items()}
+        brought = {owner: self._brought(owner) for owner in ofports}
+        self._brought_until = min((until for _, until in brought.values()), default=math.inf)
         view = node_view(
-            self._journal.desired.values(), self._settings.node, ofports, self._settings.tunnel_ip, TUNNEL_OFPORT
+            self._journal.desired.values(),
+            self._settings.node,
+            ofports,
+            self._settings.tunnel_ip,
+            TUNNEL_OFPORT,
+            {owner: connections for owner, (connections, _) in brought.items() if connections},
         )
         change = self._compiler.update(view)
         try:
@@ -341,6 +377,13 @@ class Network:
         ports = [*(item.port for item in view.local), *(item.port for item in view.remote)]
         self._meet({ip for port in ports for ip in places(port)} - {view.tunnel_ip})
         return loop.time() + WATCH_SWITCH_S
+
+    def _brought(self, owner: str) -> tuple[tuple[Connection, ...], float]:
+        """What a port came with and is still to be known, and until when."""
+        found = self._journal.brought(owner.removeprefix("port/"))
+        if found is None:
+            return (), math.inf
+        return still_known(found, asyncio.get_running_loop().time())
 
     def _meet(self, peers: set[str]) -> None:
         for gone in sorted(self._peers - peers):

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,17 @@ from scloud.agent.splice import splice
 from scloud.drivers.hypervisor.protocol import DomainSpec, MoveRoute
 from scloud.link import channel
 from scloud.link.channel import Channel
+from scloud.model.connections import Connection
 from scloud.model.errors import CloudError, ErrorKind
-from scloud.model.wire import MoveHello, MoveSpec, Refused, move_answer, move_hello
+from scloud.model.wire import (
+    MoveConnections,
+    MoveHello,
+    MoveSpec,
+    Refused,
+    move_answer,
+    move_connections,
+    move_hello,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +45,27 @@ FIRST_FRAME_S = 10.0
 CHUNK = 256 * 1024
 
 
+Connections = Mapping[str, Sequence[Connection]]
+"""By nic."""
+
+
 @dataclass(frozen=True)
 class Way:
     """What a VM is to be at its target, and the sockets that lead there. `release` lets it run there: it is gone here.
-    OSError if that is not heard; then the manager sees to it."""
+    OSError if that is not heard; then the manager sees to it. After that `hand_on` tells of its nics' connections."""
 
     spec: DomainSpec
     route: MoveRoute
     release: Callable[[], Awaitable[None]]
+    hand_on: Callable[[Connections], Awaitable[None]]
 
 
 class Passages(Protocol):
-    """`expect` at the target, `route` at the source. `released` is called at the target with a VM that may run."""
+    """`expect` at the target, `route` at the source. `released` is called at the target with a VM that may run, then
+    `brought` with its nics' connections."""
 
     released: Callable[[str], Awaitable[None]]
+    brought: Callable[[str, Connections], Awaitable[None]]
 
     async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
         """From now on the node `source` may bring this VM; IP:PORT at which. OSError."""
@@ -70,10 +86,15 @@ async def nobody(vm: str) -> None:
     """Until an agent listens."""
 
 
+async def nothing(vm: str, connections: Connections) -> None:
+    """Until an agent listens."""
+
+
 class NoPassages:
     """Of an agent that has none."""
 
     released: Callable[[str], Awaitable[None]] = staticmethod(nobody)
+    brought: Callable[[str, Connections], Awaitable[None]] = staticmethod(nothing)
 
     async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
         raise CloudError(ErrorKind.UNAVAILABLE, "this agent takes no VMs from other nodes")
@@ -99,6 +120,7 @@ class TlsPassages:
         self._server_context, self._client_context = contexts
         self._address = address
         self.released: Callable[[str], Awaitable[None]] = nobody
+        self.brought: Callable[[str, Connections], Awaitable[None]] = nothing
         self._folder = folder
         self._expected: dict[str, tuple[str, DomainSpec]] = {}
         self._arriving: defaultdict[str, set[asyncio.Task[object]]] = defaultdict(set)
@@ -152,6 +174,7 @@ class TlsPassages:
         if hello.way == "release":
             if await peer.read(1) and hello.vm in self._expected:
                 await self.released(hello.vm)
+                await self.brought(hello.vm, (await peer.receive(move_connections)).of)
             return
         path = LIBVIRT if hello.way == "control" else self._socket(hello.vm, hello.way)
         # A task of its own: a VM that is not expected any more does not come, though its bytes are on their way.
@@ -202,7 +225,12 @@ class TlsPassages:
             for way, path in sockets.items():
                 path.unlink(missing_ok=True)
                 servers.append(await asyncio.start_unix_server(accept(way), str(path), limit=CHUNK))
-            yield Way(spec, MoveRoute(**sockets), lambda: releasing.write(b"r"))
+            yield Way(
+                spec,
+                MoveRoute(**sockets),
+                release=lambda: releasing.write(b"r"),
+                hand_on=lambda found: releasing.send(MoveConnections(of={nic: tuple(found[nic]) for nic in found})),
+            )
         finally:
             await releasing.close()
             for server in servers:

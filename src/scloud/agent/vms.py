@@ -14,7 +14,7 @@ from scloud.agent.disks import FAILED_AFTER, Disks
 from scloud.agent.journal import Journal
 from scloud.agent.moves import LOOK_EVERY_S, Departures, arrival
 from scloud.agent.network import Network
-from scloud.agent.passages import Passages
+from scloud.agent.passages import Connections, Passages
 from scloud.agent.usage import Usage
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainFacts, DomainSpec, Hypervisor, NicDevice
@@ -81,9 +81,10 @@ class Vms:
     ) -> None:
         self._passages = passages
         passages.released = self._released
+        passages.brought = self._brought
         self._prepared: dict[str, MoveSeen] = {}
         """What this agent has made ready for VMs that are to come."""
-        self.departures = Departures(hypervisor, journal, passages, lambda key: changed([key]))
+        self.departures = Departures(hypervisor, journal, passages, lambda key: changed([key]), network.connections)
         self._hypervisor = hypervisor
         self._journal = journal
         self._board = board
@@ -214,6 +215,12 @@ class Vms:
         if facts is not None and facts.complete and self._current(desired):
             await within("power", f"letting {vm} run", self._hypervisor.resume(vm))
             self.workers.wake(f"vm/{vm}", urgent=True)
+
+    async def _brought(self, vm: str, connections: Connections) -> None:
+        """Of its nics, where it came from."""
+        desired = self._journal.desired.get(f"vm/{vm}")
+        if isinstance(desired, DesiredVm):
+            await self._network.bring({nic: connections[nic] for nic in desired.nics if nic in connections})
 
     async def _prepare(self, desired: DesiredVm, move: MoveIn) -> MoveSeen | None:
         """None while something is not in place yet."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from scloud.model.base import Value
+from scloud.model.connections import Connection
 from scloud.model.desired import DesiredObject
 from scloud.model.observed import NodeFacts, NodeLoad, Observed
 
@@ -183,7 +184,7 @@ class MoveHello(Value):
     """The first frame of the node that a VM leaves: which VM, and what the connection is for.
 
     `spec` is answered by a MoveSpec; `control`, `memory` and `disks` are raw bytes from here on. On `release` one byte
-    says that the VM is gone at the source: it is let run at the target.
+    says that the VM is gone at the source: it is let run at the target. A MoveConnections may follow.
     """
 
     t: Literal["move"] = "move"
@@ -198,5 +199,13 @@ class MoveSpec(Value):
     spec: dict[str, Any]
 
 
+class MoveConnections(Value):
+    """What the switch of the node that a VM leaves knows of the connections of each of its nics."""
+
+    t: Literal["connections"] = "connections"
+    of: dict[str, tuple[Connection, ...]]
+
+
 move_hello: TypeAdapter[MoveHello] = TypeAdapter(MoveHello)
+move_connections: TypeAdapter[MoveConnections] = TypeAdapter(MoveConnections)
 move_answer: TypeAdapter[MoveSpec | Refused] = TypeAdapter(Annotated[MoveSpec | Refused, Field(discriminator="t")])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scloud.agent import journal as module
 from scloud.agent.journal import FIRST_OFPORT, LAST_OFPORT, FileJournal, MemoryJournal
+from scloud.model.connections import Brought, Connection
 from scloud.model.desired import key_of
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.reconcile.memory import FRESH, VmMemory
@@ -20,7 +21,16 @@ from scloud.reconcile.memory import FRESH, VmMemory
 
 def contents(journal: MemoryJournal) -> tuple[object, ...]:
     memories = {number: journal.memory(vm_id(number)) for number in range(5)}
-    return dict(journal.desired), dict(journal.ofports), journal.epoch, memories
+    brought = {number: journal.brought(f"nic-{number}") for number in range(5)}
+    return dict(journal.desired), dict(journal.ofports), journal.epoch, memories, brought
+
+
+BROUGHT = Brought(
+    at=7.0,
+    connections=(
+        Connection(protocol="tcp", source="10.0.0.1", target="10.0.0.2", source_port=4000, target_port=80, mark=3),
+    ),
+)
 
 
 async def fill(journal: MemoryJournal) -> None:
@@ -28,6 +38,8 @@ async def fill(journal: MemoryJournal) -> None:
     await journal.remember(vm_id(1), VmMemory(phase="up", starts=3, told={"d": 7}))
     assert await journal.allocate("port/nic-1") == FIRST_OFPORT
     assert await journal.allocate("port/nic-2") == FIRST_OFPORT + 1
+    await journal.bring("nic-1", BROUGHT)
+    await journal.bring("nic-2", BROUGHT)
     await journal.free("port/nic-1")
     await journal.see_epoch(5)
 
@@ -39,6 +51,7 @@ async def test_everything_is_there_when_it_is_opened_again(tmp_path: Path) -> No
     await journal.close()
     again = FileJournal(tmp_path / "journal")
     assert contents(again) == before
+    assert again.brought("nic-2") == BROUGHT and again.brought("nic-1") is None, "its port is gone"
     assert again.epoch == 5 and again.memory(vm_id(1)).starts == 3
     assert await again.allocate("port/nic-1") == FIRST_OFPORT + 2, "a number was used again at once"
     await again.close()

@@ -13,8 +13,10 @@ from scloud.agent.passages import TlsPassages
 from scloud.drivers.hypervisor.protocol import DiskSource, DomainSpec
 from scloud.drivers.storage.place import FilePlace
 from scloud.link import pki
+from scloud.model.connections import Connection
 from scloud.model.errors import CloudError, ErrorKind
 
+CONNECTION = Connection(protocol="tcp", source="10.0.0.1", target="10.0.0.2", source_port=4000, target_port=80, mark=3)
 SPEC = DomainSpec(
     vm="vm-1",
     name="web",
@@ -68,6 +70,12 @@ async def test_what_is_said_into_the_sockets_arrives_whole_and_is_answered(
     servers = [await asyncio.start_unix_server(engine, str(tmp_path / "target" / "vm-1.memory"))]
     released: asyncio.Queue[str] = asyncio.Queue()
     target.released = released.put
+    brought: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
+
+    async def take(vm: str, connections: object) -> None:
+        brought.put_nowait((vm, connections))
+
+    target.brought = take
     async with source.route("vm-1", "target", address) as way:
         route = way.route
         assert way.spec == SPEC
@@ -82,6 +90,9 @@ async def test_what_is_said_into_the_sockets_arrives_whole_and_is_answered(
         assert released.empty()
         await way.release()
         assert await asyncio.wait_for(released.get(), 10) == "vm-1"
+        assert brought.empty()
+        await way.hand_on({"nic-1": [CONNECTION], "nic-2": []})
+        assert await asyncio.wait_for(brought.get(), 10) == ("vm-1", {"nic-1": (CONNECTION,), "nic-2": ()})
     assert not route.memory.exists() and not route.control.exists()
     for server in servers:
         server.close()
