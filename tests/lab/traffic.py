@@ -64,3 +64,21 @@ class Talking:
         lines = [line.split() for line in self.listener.run("cat /tmp/heard").splitlines()]
         assert [int(line[0]) for line in lines] == list(range(len(lines))), "another connection, or something was lost"
         return len(lines), max(float(after[1]) - float(before[1]) for before, after in itertools.pairwise(lines))
+
+
+class Silent:
+    """A TCP connection on which nothing is said until its server is told to speak."""
+
+    def __init__(self, server: Guest, client: Guest, port: int) -> None:
+        self.server, self.client, self.port = server, client, port
+        server.run(f"echo 'until [ -e /tmp/go.{port} ]; do usleep 50000; done; echo spoken' > /tmp/say.{port}")
+        server.background(f"exec nc -l -p {port} -e sh /tmp/say.{port}")
+        server.run(f"until netstat -lnt | grep -q :{port}; do usleep 50000; done")
+        client.background(f"tail -f /dev/null | nc {server.ip} {port} > /tmp/said.{port}")
+        client.run(f"until netstat -nt | grep :{port} | grep -q ESTABLISHED; do usleep 50000; done")
+
+    def speak(self) -> None:
+        """The server does, and its client hears it; else AssertionError."""
+        self.server.run(f"touch /tmp/go.{self.port}")
+        heard = f"grep -q spoken /tmp/said.{self.port}"
+        until(lambda: self.client.succeeds(heard), f"{self.client.name} hears {self.server.name}", 20.0)

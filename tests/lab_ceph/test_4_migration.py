@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from lab.cloud import Guest, Lab, until
-from lab.traffic import Pinging, Talking
+from lab.traffic import Pinging, Silent, Talking
 from lab_ceph.storage import Storage
 from scloud.client.http import Client
 from scloud.model.errors import CloudError, ErrorKind
+
+TAKEN, OPENED = 9098, 9097
+"""Ports: of the guest that migrates, which others connect to; and of the other one, which it connects to."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,42 @@ def test_a_guest_moves_under_traffic(lab: Lab, storage: Storage, pair: tuple[Gue
     mover.forget()
     assert mover.run("cat /root/kept").strip() == "kept"
     assert len(lab.guests_running()[mover.id]) == 1
+
+
+def test_silent_connections_go_on_whoever_speaks_first(
+    lab: Lab, storage: Storage, pair: tuple[Guest, Guest], narrow: None
+) -> None:
+    """Its groups let it open connections to one port, and others to one of its own: what it hears and says in those
+    that are open is allowed by nothing else than that they are."""
+    mover, watcher = pair
+    source = str(lab.vm("mover")["status"]["node"])
+    taken, opened = Silent(mover, watcher, TAKEN), Silent(watcher, mover, OPENED)
+    lab.ok("vm", "migrate", "mover", "--to", "n2" if source == "n1" else "n1")
+    opened.speak()  # logging in to the mover speaks in no connection but its own
+    mover.forget()
+    taken.speak()
+
+
+@pytest.fixture
+def narrow(lab: Lab, pair: tuple[Guest, Guest]) -> Iterator[None]:
+    mover, watcher = pair
+    for name, direction, port in (
+        ("one-way", "outbound", OPENED),
+        ("one-way", "inbound", TAKEN),
+        ("door", "inbound", OPENED),
+    ):
+        if name not in {group["name"] for group in lab.json("security-group", "list")}:
+            lab.ok("security-group", "create", name)
+            for rule in lab.json("security-group", "rule", "list", name):
+                lab.ok("security-group", "rule", "delete", name, rule["id"])
+        ask = ("--direction", direction, "--protocol", "tcp", "--port", str(port), "--cidr", "0.0.0.0/0")
+        lab.ok("security-group", "rule", "add", name, *ask)
+    lab.ok("nic", "set", mover.nic["id"], "--security-group", "one-way")
+    lab.ok("nic", "set", watcher.nic["id"], "--security-group", "default", "--security-group", "door")
+    yield
+    for guest in pair:
+        lab.ok("nic", "set", guest.nic["id"], "--security-group", "default")
+    lab.ok("security-group", "delete", "one-way", "door")
 
 
 @pytest.mark.parametrize("victim", ["source", "target", "manager"])
