@@ -105,8 +105,7 @@ class Session:
     def hear_load(self, load: NodeLoad) -> None:
         """One heartbeat's."""
         now = asyncio.get_running_loop().time()
-        sample = Load(load.cpu, load.memory, load.disk, load.network, load.storage, load.storage_ms)
-        self.smoothed = smooth(None if self.load is None else self.smoothed, sample, now - self._load_at)
+        self.smoothed = smooth(None if self.load is None else self.smoothed, load, now - self._load_at)
         self.load, self._load_at = load, now
 
     def hear(self, report: Report) -> None:

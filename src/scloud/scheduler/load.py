@@ -8,7 +8,8 @@ one time constant and to 95 % after three.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import Protocol
 
 TIME_CONSTANT_S = 30.0
 """Of what is a rate: CPU, network, storage. Long beside a guest's boot, short beside the life of a VM."""
@@ -56,20 +57,40 @@ class Load:
 
 
 IDLE = Load()
-_CONSTANTS = {
-    item.name: LEVEL_CONSTANT_S if item.name in ("memory", "disk") else TIME_CONSTANT_S
-    for item in fields(Load)
-    if item.init
-}
 
 
-def smooth(before: Load | None, sample: Load, elapsed_s: float) -> Load:
-    """The average after one more sample, `elapsed_s` after the one before; the first sample is the average."""
+class Sample(Protocol):
+    """One heartbeat's, in the units of `Load`."""
+
+    @property
+    def cpu(self) -> float: ...
+    @property
+    def memory(self) -> float: ...
+    @property
+    def disk(self) -> float: ...
+    @property
+    def network(self) -> float: ...
+    @property
+    def storage(self) -> float: ...
+    @property
+    def storage_ms(self) -> float: ...
+
+
+def smooth(before: Load | None, sample: Sample, elapsed_s: float) -> Load:
+    """The average after one more sample, `elapsed_s` after the one before; the first sample is the average.
+
+    Called for every heartbeat of thousands of nodes, hence without loops.
+    """
     if before is None:
-        return sample
-    values = {}
-    for name, constant in _CONSTANTS.items():
-        weight = 1.0 - math.exp(-max(0.0, elapsed_s) / constant)
-        old = getattr(before, name)
-        values[name] = old + weight * (getattr(sample, name) - old)
-    return Load(**values)
+        before, rate, level = IDLE, 1.0, 1.0
+    else:
+        elapsed = max(0.0, elapsed_s)
+        rate, level = -math.expm1(-elapsed / TIME_CONSTANT_S), -math.expm1(-elapsed / LEVEL_CONSTANT_S)
+    return Load(
+        cpu=before.cpu + rate * (sample.cpu - before.cpu),
+        memory=before.memory + level * (sample.memory - before.memory),
+        disk=before.disk + level * (sample.disk - before.disk),
+        network=before.network + rate * (sample.network - before.network),
+        storage=before.storage + rate * (sample.storage - before.storage),
+        storage_ms=before.storage_ms + rate * (sample.storage_ms - before.storage_ms),
+    )
