@@ -94,10 +94,13 @@ class User:
         self._finish(client, client.post(f"/vms/{self._one()}/actions/migrate", {}))
 
     def _disk(self, client: Client) -> None:
-        """One that comes and goes."""
+        """One that comes to a VM that runs, and goes when it is off: nothing in these guests would let go of it."""
         self._made += 1
+        vm = self._one()
         name = f"{self._name}-disk-{self._made}"
         self._finish(client, client.post("/disks", {"name": name, "spec": {"size_mib": 64, "type": POOL}}))
-        self._finish(client, client.post(f"/disks/{name}/actions/attach", {"vm": self._one()}))
+        self._finish(client, client.post(f"/disks/{name}/actions/attach", {"vm": vm}))
+        self._finish(client, client.post(f"/vms/{vm}/actions/stop", {"force": True}))
         self._finish(client, client.post(f"/disks/{name}/actions/detach", {}))
+        self._finish(client, client.post(f"/vms/{vm}/actions/start", {}))
         self._finish(client, client.delete(f"/disks/{name}", now=True))
