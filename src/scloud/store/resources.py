@@ -41,10 +41,13 @@ _USING = (
 )
 _LIVE = select(resource).where(resource.c.kind == bindparam("kind"), resource.c.gone.is_(False))
 _ALL = _LIVE.order_by(resource.c.id)
-_ALL_EVER = select(resource).where(resource.c.kind == bindparam("kind")).order_by(resource.c.id)
 _LIVE_BY_ID = _LIVE.where(resource.c.id == bindparam("ref"))
 _LIVE_BY_ID_OF = _LIVE_BY_ID.where(resource.c.account == bindparam("account"))
 _LIVE_BY_NAME_OF = _LIVE.where(resource.c.account == bindparam("account"), resource.c.name == bindparam("ref"))
+_OF_KIND = select(resource).where(resource.c.kind == bindparam("kind")).order_by(resource.c.id)
+_CHILDREN_EVER = _OF_KIND.where(resource.c.parent == bindparam("parent"))
+_CHILDREN = _CHILDREN_EVER.where(resource.c.gone.is_(False))
+_ON_NODE = _OF_KIND.where(resource.c.node == bindparam("node"))
 _INSERT = insert(resource)
 _REFER = text("INSERT INTO reference (source, target, role) VALUES (:source, :target, :role) ON CONFLICT DO NOTHING")
 _CLAIM = text("INSERT INTO claim (scope, value, owner) VALUES (:scope, :value, :owner) ON CONFLICT DO NOTHING")
@@ -193,20 +196,17 @@ def page(
 
 
 def all_of(tx: Tx, kind: Kind, *, gone: bool = False) -> list[Resource]:
-    return [_row(row) for row in tx.conn.execute(_ALL_EVER if gone else _ALL, {"kind": kind.value})]
+    return [_row(row) for row in tx.conn.execute(_OF_KIND if gone else _ALL, {"kind": kind.value})]
 
 
 def children(tx: Tx, kind: Kind, parent: str, *, gone: bool = False) -> list[Resource]:
-    query = select(resource).where(resource.c.parent == parent, resource.c.kind == kind)
-    if not gone:
-        query = query.where(resource.c.gone.is_(False))
-    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+    query = _CHILDREN_EVER if gone else _CHILDREN
+    return [_row(row) for row in tx.conn.execute(query, {"parent": parent, "kind": kind})]
 
 
 def on_node(tx: Tx, kind: Kind, node: str) -> list[Resource]:
     """Everything of a kind on a node, tombstones included."""
-    query = select(resource).where(resource.c.node == node, resource.c.kind == kind).order_by(resource.c.id)
-    return [_row(row) for row in tx.conn.execute(query)]
+    return [_row(row) for row in tx.conn.execute(_ON_NODE, {"node": node, "kind": kind})]
 
 
 def in_state(tx: Tx, kind: Kind, state: State) -> list[Resource]:
