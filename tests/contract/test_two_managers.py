@@ -186,7 +186,7 @@ def test_a_standby_takes_over_from_a_leader_that_dies_and_from_one_that_hangs(
     until(lambda: one.role() == "standby", "the first stands by now")
     other.signal(signal.SIGSTOP)
     took = until(lambda: one.role() == "leader" and pair.answers(one), "the first leads again")
-    until(lambda: pair.get("/status", one)["nodes"].get("ready") == 2, "both nodes have come over")
+    until(lambda: pair.get("/status", one)["connected"] == 2, "both nodes have come over")
     figures.note(f"two managers: the leader hangs, the other answers {took:.1f} s after")
     make_vm(pair, "after", one)
     until(lambda: pair.runs("after", one), "VMs are made as ever")

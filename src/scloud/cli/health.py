@@ -31,6 +31,13 @@ def _contents(counts: Mapping[str, Mapping[str, int]] | None) -> str:
     return "\n".join(lines)
 
 
+def _nodes(found: Any) -> str:
+    """By state, and how many are still to dial a manager that has just begun."""
+    nodes, connected = found.get("nodes") or {}, found.get("connected")
+    late = nodes.get("ready", 0) - connected if connected is not None else 0
+    return _numbers(nodes) + (f"; {late} still to be heard by this manager" if late > 0 else "")
+
+
 def status(output: OutputOption = Output.TABLE) -> None:
     """Whether the cloud is healthy, and what is not; exit 1 if it is not."""
     with connect() as client:
@@ -46,7 +53,7 @@ def status(output: OutputOption = Output.TABLE) -> None:
             Column("Healthy", lambda it: "yes" if it["healthy"] else "no", state=True),
             Column("Version", lambda it: str(it.get("version") or "")),
             Column("Leader's epoch", lambda it: str(it.get("epoch") or "")),
-            Column("Nodes", lambda it: _numbers(it.get("nodes"))),
+            Column("Nodes", _nodes),
             Column("In it", lambda it: _contents(it.get("counts"))),
             Column("API", lambda _: f"{url.rstrip('/')}/docs"),
         )

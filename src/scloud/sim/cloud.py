@@ -108,12 +108,16 @@ class Cloud:
         await self.ready(told)
 
     async def ready(self, told: Callable[[int], None] = lambda ready: None) -> None:
-        """Return once all nodes are."""
-        while (count := (await self.api.json("GET", "/status"))["nodes"].get("ready", 0)) < self.nodes:
+        """Return once all nodes are, and the manager hears them."""
+        while (count := await self._ready()) < self.nodes:
             told(count)
             await asyncio.sleep(0.2)
             self._check(self.simulated, "nodes")
         told(self.nodes)
+
+    async def _ready(self) -> int:
+        found = await self.api.json("GET", "/status")
+        return int(min(found["nodes"].get("ready", 0), found["connected"]))
 
     def order(self, line: str) -> None:
         """Tell the nodes' process something."""

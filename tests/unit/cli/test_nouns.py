@@ -315,7 +315,9 @@ def test_status_exits_1_if_it_is_not_healthy(cli: Cli, cloud: FakeCloud) -> None
     text = cli.ok("status")
     assert "2 vms (1 running, 1 error)" in text
     assert "1 vpc\n" in text
-    assert "1 ready" in text
+    assert "1 ready\n" in text
+    cloud.answers["status"] = {**found, "connected": 0, "conditions": []}
+    assert "1 ready; 1 still to be heard by this manager" in cli.ok("status")
     assert "cloud 9.9" in cli.ok("version")
     conditions = [{"severity": "error", "message": "node n1 is down"}]
     cloud.answers["status"] = {**found, "healthy": False, "conditions": conditions}

@@ -130,6 +130,7 @@ async def test_a_silent_node_is_down_and_what_it_ran_is_unknown(cloud: Cloud) ->
     vm = await cloud.until(cloud.alice, "/vms/a", "unknown")
     assert "n1" in vm["status"]["reason"]
     status = await cloud.admin.get("/status")
+    assert status["connected"] == 0 and (await cloud.alice.get("/status"))["connected"] is None
     assert not status["healthy"] and any("n1 does not answer" in c["message"] for c in status["conditions"])
     op = await cloud.alice.end("POST", "/vms", {"name": "b", "spec": {"image": "micro"}}, state="failed")
     assert "is down" in op["message"]

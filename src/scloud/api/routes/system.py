@@ -58,11 +58,15 @@ class Condition(Answer):
 
 
 class StatusAnswer(Answer):
+    """`nodes` counts them by state; `connected` are those that this manager hears now. After a takeover the two differ
+    until all have dialled."""
+
     healthy: bool
     version: str
     epoch: int
     counts: dict[str, dict[str, int]]
     nodes: dict[str, int]
+    connected: int | None
     conditions: list[Condition]
 
 
@@ -122,6 +126,7 @@ async def status(context: ContextDep, caller: CallerDep) -> Response:
             "epoch": context.manager.epoch,
             "counts": counts,
             "nodes": nodes,
+            "connected": len(context.manager.sessions) if caller.admin else None,
             "conditions": conditions,
         }
 
