@@ -257,7 +257,7 @@ class Reconciler:
         mark = self.usage.mark()
         domains = await within("query", "listing the node's VMs", self._hypervisor.domains())
         busy = [key for key in self._journal.desired if key.startswith("vm/") and self.vms.workers.working(key)]
-        changed = self.usage.saw_all(domains, mark, (key.partition("/")[2] for key in busy))
+        changed = self.usage.saw_all(domains, mark, {key.partition("/")[2] for key in busy} | self.vms.expected())
         if first:
             self._wake(key for key in self._journal.desired if key.startswith(("vm/", "disk/")))
             self.network.look_at_all()

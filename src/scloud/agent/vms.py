@@ -114,7 +114,11 @@ class Vms:
                 await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
                 self._uncertain.discard(vm)
             facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
-            self._saw(desired, facts)
+            if vm in self._prepared and (facts is None or not facts.running):
+                # The hypervisor starts it without asking: its disks count as open until it cannot come.
+                self._usage.about_to(vm, [disk.id for disk in desired.disks])
+            else:
+                self._saw(desired, facts)
             if desired.move_in is not None:
                 return await self._expect(desired, desired.move_in, facts)
             if desired.move_out is not None:
@@ -251,7 +255,12 @@ class Vms:
         await within("query", f"preparing for {desired.id}", self._hypervisor.prepare_move(spec))
         address = await self._passages.expect(desired.id, move.source, spec)
         self._prepared[desired.id] = MoveSeen(number=move.number, state="ready", address=address)
+        self._usage.about_to(desired.id, order)
         return self._prepared[desired.id]
+
+    def expected(self) -> set[str]:
+        """VMs that may come at any moment."""
+        return set(self._prepared)
 
     @staticmethod
     def _pool_of(disk: str, move: MoveIn) -> str:

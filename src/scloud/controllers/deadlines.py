@@ -23,6 +23,8 @@ def expire(tx: Tx, overdue: Iterable[Operation], connected: set[str]) -> None:
         row = find(tx, op.resource_id, gone=True)
         if row is None:
             operations.end(tx, op, OperationState.CANCELLED, "the resource is gone")
+        elif migration.ends_first(row) and op.action != migration.ACTION:
+            _expire_wait(tx, op, row)
         elif op.action.endswith(".delete"):
             _expire_deletion(tx, row, connected)
         else:
@@ -37,6 +39,16 @@ def _node_name(tx: Tx, row: Resource) -> str:
 def _place(tx: Tx, row: Resource) -> Resource:
     """What has the node that is waited for: of a snapshot its disk."""
     return (find(tx, row.parent, gone=True) or row) if row.kind == Kind.SNAPSHOT and row.parent else row
+
+
+def _expire_wait(tx: Tx, op: Operation, row: Resource) -> None:
+    """Where it runs is not known: to call it off or gone would be to guess."""
+    reason = (
+        f"{op.action} did not finish within {op.deadline_at - op.created_at:.0f} s: its migration has not ended, as a "
+        "node does not say whether it has it; it is done as soon as that is known"
+    )
+    operations.end(tx, op, OperationState.FAILED, reason, code=ErrorKind.TIMED_OUT)
+    operations.record(tx, row, "error", reason)
 
 
 def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:

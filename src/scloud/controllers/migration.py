@@ -18,7 +18,7 @@ from scloud.controllers.placement import Loads
 from scloud.controllers.settings import seconds_for
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
-from scloud.model.migrations import DiskCopy, Migration, MoveProgress, MoveSeen, OnStuck
+from scloud.model.migrations import DiskCopy, Migration, MoveProgress, MoveSeen, OnStuck, Then
 from scloud.model.observed import Observed
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
@@ -38,9 +38,19 @@ def of(vm: Resource) -> Migration | None:
     return vm.status_as(VmStatus).migration
 
 
+def ends_first(vm: Resource) -> bool:
+    """Whether something asked for waits until it is known where it runs."""
+    move = of(vm) if vm.kind == Kind.VM else None
+    return move is not None and move.then is not None
+
+
 def refuse_while_moving(vm: Resource) -> None:
     """For what cannot be done to a VM that is on its way."""
-    if of(vm) is not None:
+    move = of(vm)
+    if move is not None and move.then:
+        words = {"stop": "stopped", "delete": "deleted"}[move.then]
+        raise CloudError(ErrorKind.CONFLICT, f"vm '{vm.name}' is being {words}; its migration is ended first")
+    if move is not None:
         raise CloudError(
             ErrorKind.CONFLICT,
             f"vm '{vm.name}' is being migrated; wait, or end that with `scloud vm migrate {vm.name} --cancel`",
@@ -155,10 +165,28 @@ def cancel(tx: Tx, vm: Resource, reason: str = "") -> None:
         _conclude(tx, _write(tx, vm, migration=move.model_copy(update={"cancel": True, "reason": reason})))
 
 
-def withdraw(tx: Tx, vm: Resource) -> Resource:
-    """The VM is switched off or deleted wherever it is: it does not matter any more where that is."""
+def end_then(tx: Tx, vm: Resource, then: Then, keep_disks_until: float | None = None) -> Resource:
+    """It is to be switched off or deleted: its migration ends first, and the rest follows by itself.
+
+    Until it is certain where it runs, it cannot be said to be off, nor its disks to be free for others.
+    """
     move = of(vm)
-    return vm if move is None else _stay(tx, vm, move, Stays("it was switched off or deleted", cancelled=True))
+    assert move is not None
+    if move.phase == "preparing":  # the source knows of nothing yet
+        return _stay(tx, vm, move, Stays("it is switched off or deleted", cancelled=True))
+    update = {"cancel": True, "then": then, "keep_disks_until": keep_disks_until}
+    reason = f"its migration to node {move.target_name} is ended first"
+    _conclude(tx, _write(tx, vm, migration=move.model_copy(update=update), reason=reason))
+    return find(tx, vm.id) or vm
+
+
+def _follow_up(tx: Tx, vm: Resource, move: Migration) -> None:
+    """It is certain where it is: what was asked for on its way is done there."""
+    if move.then == "delete":
+        finishing.begin_vm_deletion(tx, vm, move.keep_disks_until)
+    elif move.then == "stop":
+        status = vm.status_as(VmStatus).model_copy(update={"state": State.STOPPING, "reason": "stopping"})
+        save(tx, vm, spec=vm.spec_as(VmSpec).model_copy(update={"power": "off", "force_stop": True}), status=status)
 
 
 def heard(tx: Tx, vm: Resource, node: str, item: Observed) -> bool:
@@ -294,6 +322,7 @@ def _move(tx: Tx, vm: Resource, move: Migration) -> None:
     message = f"runs on node {target.name}{pause}"
     operations.record(tx, vm, "info", f"migrated: {message}")
     _end(tx, vm, OperationState.DONE, message)
+    _follow_up(tx, vm, move)
 
 
 def _room_of(move: Migration) -> int:
@@ -360,7 +389,8 @@ def _stay(tx: Tx, vm: Resource, move: Migration, verdict: Stays) -> Resource:
     reason = f"not migrated to node {move.target_name}: {verdict.reason}; it stays where it was"
     operations.record(tx, vm, "info" if verdict.cancelled else "warning", reason)
     _end(tx, vm, OperationState.CANCELLED if verdict.cancelled else OperationState.FAILED, reason)
-    return vm
+    _follow_up(tx, vm, move)
+    return find(tx, vm.id) or vm
 
 
 def _end(tx: Tx, vm: Resource, state: OperationState, message: str) -> None:

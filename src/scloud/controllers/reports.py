@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 
-from scloud.controllers import finishing, migration, serving, snapshots
+from scloud.controllers import finishing, migration, render, serving, snapshots
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.observed import Observed
 from scloud.model.registry import status_type
@@ -13,7 +14,7 @@ from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, find_many, on_node, save, unrefer
+from scloud.store.resources import Resource, find, find_many, on_node, save, unrefer
 
 KIND_OF_KEY = {"vm": Kind.VM, "disk": Kind.DISK, "port": Kind.NIC}
 ORDER = {"disk": 0, "port": 1, "vm": 2}
@@ -33,8 +34,12 @@ def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
             wanted.append((ORDER[kind], kind, id, node, item))
     rows = find_many(tx, (id for _, _, id, _, _ in wanted))
     waited_for = operations.ids_with_open(tx, rows)
+    several = {id for id, count in Counter(id for _, _, id, _, _ in wanted).items() if count > 1}
     for _, kind, id, node, item in sorted(wanted, key=itemgetter(0)):
         row = rows.get(id)
+        if row is not None and (id in several or render.leaving(row)):
+            # What another node, or a VM's own disk, has said in this transaction may have changed it.
+            row = find(tx, id, gone=True)
         if kind == "vm" and row is not None and row.kind == Kind.VM and migration.heard(tx, row, node, item):
             continue
         if row is None or row.kind != KIND_OF_KEY[kind]:
@@ -84,7 +89,7 @@ def _vm(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
         row_after = save(tx, row, spec=spec, status=new, observed_generation=new.observed_generation)
     else:
         row_after = row
-    if not item.settled or not waited_for:
+    if not item.settled or not waited_for or migration.ends_first(row_after):
         return
     if item.state == "error":
         finishing.fail(tx, row_after, item.generation, item.reason)

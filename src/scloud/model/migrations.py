@@ -9,6 +9,8 @@ from scloud.model.base import Value
 OnStuck = Literal["auto-converge", "post-copy", "give-up"]
 """`auto-converge` slows the guest's processors down; `post-copy` switches first and fetches the rest afterwards."""
 
+Then = Literal["stop", "delete"]
+
 
 class MoveProgress(Value):
     """What the engine says of a migration under way. `iteration` counts the rounds over the guest's memory."""
@@ -64,6 +66,10 @@ class Migration(Value):
     cancel: bool = False
     """Asked to end; or its time is over, and then `reason` says so."""
     reason: str = ""
+    then: Then | None = None
+    """What was asked for meanwhile, and is done wherever it turns out to be."""
+    keep_disks_until: float | None = None
+    """Of its deletion: its system disk waits in the trash so long, seconds since 1970."""
     began_at: float = 0.0
     asked: int = 0
     """How often the target was asked to look again, because the source cannot know how it ended."""

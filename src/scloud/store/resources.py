@@ -47,6 +47,7 @@ _LIVE_BY_NAME_OF = _LIVE.where(resource.c.account == bindparam("account"), resou
 _OF_KIND = select(resource).where(resource.c.kind == bindparam("kind")).order_by(resource.c.id)
 _CHILDREN_EVER = _OF_KIND.where(resource.c.parent == bindparam("parent"))
 _CHILDREN = _CHILDREN_EVER.where(resource.c.gone.is_(False))
+_IN_STATE = _ALL.where(resource.c.state == bindparam("state"))
 _ON_NODE = _OF_KIND.where(resource.c.node == bindparam("node"))
 _INSERT = insert(resource)
 _REFER = text("INSERT INTO reference (source, target, role) VALUES (:source, :target, :role) ON CONFLICT DO NOTHING")
@@ -210,8 +211,7 @@ def on_node(tx: Tx, kind: Kind, node: str) -> list[Resource]:
 
 
 def in_state(tx: Tx, kind: Kind, state: State) -> list[Resource]:
-    query = select(resource).where(resource.c.kind == kind, resource.c.state == state, resource.c.gone.is_(False))
-    return [_row(row) for row in tx.conn.execute(query.order_by(resource.c.id))]
+    return [_row(row) for row in tx.conn.execute(_IN_STATE, {"kind": kind, "state": state})]
 
 
 # --- writing

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from scloud.controllers import reports
 from scloud.model.desired import DesiredPort, DesiredVm
 from scloud.model.migrations import MoveSeen
 from scloud.model.observed import Observed
 from support.cloud import Cloud
 from support.node import ScriptedNode
 from support.pools import make_pool
+
+KIND = {"disk": "disk", "port": "nic"}
 
 
 async def rig(cloud: Cloud) -> tuple[ScriptedNode, ScriptedNode, dict[str, Any]]:
@@ -209,11 +214,95 @@ async def test_cancelled_and_deleted_on_the_way(cloud: Cloud) -> None:
     again = await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {"node": "n2"})
     await one.until(lambda: told(one, id).move_out is not None)
     del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
-    await cloud.admin.end("DELETE", f"/vms/{id}")
+    gone = await cloud.admin.do("DELETE", f"/vms/{id}")
+    await one.until(told_to_end)
+    await one.say(seen(id, "stays", number=2, reason="canceled by client"))
+    await cloud.admin.wait(gone)
     await cloud.admin.wait(again, "cancelled")
     await cloud.until_gone(id)
     assert (promised(cloud, one), promised(cloud, two)) == (0, 0)
     assert not one.existing and not two.existing
+
+
+async def test_one_that_is_deleted_while_nobody_knows_where_it_runs_keeps_its_disks(cloud: Cloud) -> None:
+    """The target may have let it run by now, and has not said so: a disk that was free could be written by two."""
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    await cloud.admin.create("disks", "data", size_mib=64, type="standard")
+    await cloud.admin.end("POST", "/disks/data/actions/attach", {"vm": id})
+    other = await cloud.admin.create("vms", "other", image="micro", disk_type="standard", node="n1")
+    await copying(cloud, one, two, id)
+    gone = await cloud.admin.do("DELETE", f"/vms/{id}")
+    assert "ended first" in gone["operation"]["message"]
+    again = await cloud.admin.do("DELETE", f"/vms/{id}")
+    assert again["operation"]["id"] == gone["operation"]["id"]
+    problem = await cloud.admin.fail("POST", f"/vms/{id}/actions/start", {}, status=409, code="conflict")
+    assert "is being deleted; its migration is ended first" in problem["detail"]
+    await cloud.admin.fail("POST", f"/vms/{id}/actions/stop", {"force": True}, status=409, code="conflict")
+    attach = {"vm": other["id"]}
+    await cloud.admin.fail("POST", "/disks/data/actions/attach", attach, status=409, code="in_use")
+
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    two.holding = True  # it runs there, and is not ended yet
+    await one.say(seen(id, "left"))
+    await two.until(lambda: told(two, id).power == "absent")
+    await cloud.admin.do("POST", "/disks/data/actions/attach", attach)
+    disk = await cloud.admin.get("/disks/data")
+    assert disk["status"]["node"] == "n2" and "n2 to let go" in disk["status"]["reason"]
+    await two.release()
+    await cloud.admin.wait(gone)
+    await one.until(lambda: f"disk/{disk['id']}" in one.objects)
+
+
+async def test_one_that_is_switched_off_on_the_way_is_off_where_it_has_come(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    moving = await copying(cloud, one, two, id)
+    stopped = await cloud.admin.do("POST", f"/vms/{id}/actions/stop", {"force": True})
+    # What was said before it was told to move says nothing of whether it is off.
+    await one.say(Observed(key=f"vm/{id}", generation=vm["generation"], state="running", settled=True))
+    assert (await cloud.admin.get(f"/operations/{stopped['operation']['id']}"))["state"] == "running"
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    await one.say(seen(id, "left"))
+    await cloud.admin.wait(moving)
+    await cloud.admin.wait(stopped)
+    shown = await cloud.admin.get(f"/vms/{id}")
+    assert (shown["status"]["state"], shown["status"]["node"], shown["spec"]["power"]) == ("stopped", "n2", "off")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_two_nodes_that_say_at_once_that_it_is_gone_are_both_heard(cloud: Cloud, first: int) -> None:
+    """Their reports are taken into the database together."""
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    await copying(cloud, one, two, id)
+    gone = await cloud.admin.do("DELETE", f"/vms/{id}")
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    one.holding = two.holding = True
+    await one.say(seen(id, "stays"))
+    await one.until(lambda: told(one, id).power == "absent")
+    await two.until(lambda: told(two, id).power == "absent")
+    disk, nic = (f"{kind}/{row['id']}" for kind in ("disk", "port") for row in cloud.rows("resource", kind=KIND[kind]))
+    absent = {key: Observed(key=key, generation=99, state="absent", settled=True) for key in (f"vm/{id}", disk, nic)}
+    said = [(one.id, tuple(absent.values())), (two.id, (absent[f"vm/{id}"],))]
+    order = dict(said if first == 0 else reversed(said))
+    await cloud.store.write(lambda tx: reports.take_in(tx, order))
+    await cloud.admin.wait(gone)
+    await cloud.until_gone(id)
+
+
+async def test_a_deletion_that_waits_for_a_silent_node_says_so_in_time(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    id = vm["id"]
+    await copying(cloud, one, two, id)
+    gone = await cloud.admin.do("DELETE", f"/vms/{id}")
+    cloud.clock.advance(100_000)
+    failed = await cloud.admin.wait(gone, "failed")
+    assert "a node does not say whether it has it" in failed["message"]
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["migration"] is not None
+    del one.override[f"vm/{id}"], two.override[f"vm/{id}"]
+    await one.say(seen(id, "stays"))
+    await cloud.until_gone(id)
 
 
 async def test_a_nic_that_is_let_go_of_on_the_way_ends_on_both_nodes(cloud: Cloud) -> None:
@@ -225,7 +314,9 @@ async def test_a_nic_that_is_let_go_of_on_the_way_ends_on_both_nodes(cloud: Clou
     key = f"port/{nic['id']}"
     two.override[key] = Observed(key=key, generation=9, state="working", settled=False, reason="its tap stays")
     del one.override[f"vm/{vm['id']}"], two.override[f"vm/{vm['id']}"]
-    await cloud.admin.end("DELETE", f"/vms/{vm['id']}")
+    gone = await cloud.admin.do("DELETE", f"/vms/{vm['id']}")
+    await one.say(seen(vm["id"], "stays"))
+    await cloud.admin.wait(gone)
     await cloud.until_gone(vm["id"])
     item = two.objects[key]
     assert isinstance(item, DesiredPort) and item.absent

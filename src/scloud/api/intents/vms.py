@@ -14,6 +14,7 @@ from scloud.controllers import finishing, gpus, migration, placement, serving, s
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.gpus import refusal
 from scloud.model.kinds import PREFIX, Kind, State
+from scloud.model.migrations import Then
 from scloud.model.specs import DiskSpec, ImageSpec, KeypairSpec, NicSpec, NodeSpec, VmSpec
 from scloud.model.statuses import DiskStatus, ImageStatus, NicStatus, VmStatus
 from scloud.scheduler.snapshot import Plan
@@ -214,7 +215,9 @@ def start(tx: Tx, account: str, ref: str) -> dict[str, Any]:
 def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
     vm = get(tx, Kind.VM, ref, account)
     if force:
-        vm = migration.withdraw(tx, vm)
+        vm, answer = _end_migration(tx, vm, "stop")
+        if answer is not None:
+            return answer
     refuse_while_leaving(vm)
     if vm.state == State.STOPPED and vm.spec_as(VmSpec).power == "off":
         return accepted(begin_and_end(tx, "vm.stop", vm, "it is stopped already"), vm)
@@ -226,6 +229,26 @@ def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
         finishing.complete(tx, row, row.generation, "stopped before it had a node")
         return accepted(begin_and_end(tx, "vm.stop", row), row)
     return _change(tx, vm, "vm.stop", State.STOPPING, "stopping", power="off", force_stop=force)
+
+
+def _end_migration(
+    tx: Tx, vm: Resource, then: Then, keep_disks_until: float | None = None
+) -> tuple[Resource, dict[str, Any] | None]:
+    """The VM; and the answer, if what is asked for has to wait until its migration has ended, and follows by itself."""
+    move = migration.of(vm)
+    if move is None:
+        return vm, None
+    if move.then == then:
+        for op in operations.open_for(tx, vm.id):
+            if op.action == f"vm.{then}":
+                return vm, accepted(op, vm)
+    if move.then == "delete":
+        migration.refuse_while_moving(vm)
+    if move.phase == "preparing":
+        return migration.end_then(tx, vm, then), None
+    op = begin(tx, f"vm.{then}", vm, message=f"its migration to node {move.target_name} is ended first")
+    vm = migration.end_then(tx, vm, then, keep_disks_until)
+    return vm, accepted(operations.get(tx, op.id, None) or op, vm)
 
 
 def reboot(tx: Tx, account: str, ref: str) -> dict[str, Any]:
@@ -345,7 +368,10 @@ def delete(tx: Tx, account: str, ref: str, keep_disks_s: float | None = None) ->
         for op in operations.open_for(tx, vm.id):
             if op.action == "vm.delete":
                 return accepted(op, vm)
-    vm = migration.withdraw(tx, vm)
+    keep_until = None if keep_disks_s is None else tx.now + keep_disks_s
+    vm, answer = _end_migration(tx, vm, "delete", keep_until)
+    if answer is not None:
+        return answer
     op = begin(tx, "vm.delete", vm)
-    finishing.begin_vm_deletion(tx, vm, None if keep_disks_s is None else tx.now + keep_disks_s)
+    finishing.begin_vm_deletion(tx, vm, keep_until)
     return accepted(operations.get(tx, op.id, None) or op, find(tx, vm.id) or vm)

@@ -19,9 +19,11 @@ from scloud.model.kinds import Kind, State
 from scloud.model.storage import StorageClusterStatus
 from scloud.store.database import Tx
 from scloud.store.lease import managers
-from scloud.store.resources import all_of
+from scloud.store.resources import all_of, in_state
 from scloud.store.tables import resource
 
+NAMED = 10
+"""Nodes that a condition names."""
 router = APIRouter(tags=["system"], responses=PROBLEMS)
 
 
@@ -119,7 +121,7 @@ async def status(context: ContextDep, caller: CallerDep) -> Response:
         for kind, state, number in tx.conn.execute(query.group_by(resource.c.kind, resource.c.state)):
             counts.setdefault(kind, {})[state] = number
         nodes = counts.pop(Kind.NODE, {})
-        conditions = _conditions(tx, counts) if caller.admin else []
+        conditions = _conditions(tx, nodes, counts) if caller.admin else []
         return {
             "healthy": not any(item["severity"] == "error" for item in conditions),
             "version": __version__,
@@ -133,13 +135,15 @@ async def status(context: ContextDep, caller: CallerDep) -> Response:
     return send(await context.store.read(read))
 
 
-def _conditions(tx: Tx, counts: dict[str, dict[str, int]]) -> list[dict[str, str]]:
+def _conditions(tx: Tx, nodes: dict[str, int], counts: dict[str, dict[str, int]]) -> list[dict[str, str]]:
     found = []
-    nodes = all_of(tx, Kind.NODE)
-    for node in nodes:
-        if node.state == State.DOWN:
-            found.append({"severity": "error", "message": f"node {node.name} does not answer; its VMs are unknown"})
-    if not any(node.state == State.READY for node in nodes):
+    down = in_state(tx, Kind.NODE, State.DOWN) if nodes.get(State.DOWN) else []
+    for node in down[:NAMED]:
+        found.append({"severity": "error", "message": f"node {node.name} does not answer; its VMs are unknown"})
+    if more := down[NAMED:]:
+        message = f"{len(more)} more nodes do not answer; see `scloud node list`"
+        found.append({"severity": "error", "message": message})
+    if not nodes.get(State.READY):
         found.append({"severity": "error", "message": "no node is ready; VMs can be placed nowhere"})
     if tx.has_rivals and len(managers(tx)) == 1:
         found.append({"severity": "warning", "message": "there is no standby manager: if this one dies, nobody leads"})

@@ -65,7 +65,9 @@ class HaController:
         self._drop = drop
         self._fencer = Fencer(store, sessions)
         self._heard: dict[str, float] = {}
-        self._nodes: tuple[NodeView, ...] | None = None
+        self._nodes: dict[str, NodeView] = {}
+        self._stale: set[str] | None = None
+        """Of these nodes the views are to be read anew; None: of all."""
         self._memory: detector.Memory | None = None
         self._results: dict[str, dict[str, Answers]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -79,9 +81,11 @@ class HaController:
 
     def touched(self, kind: str, id: str) -> None:
         """A row has changed."""
-        if kind in (Kind.NODE, Kind.CLUSTER, "incident"):
-            self._nodes = None
+        if kind in (Kind.CLUSTER, "incident"):
+            self._stale = None
         if kind == Kind.NODE:
+            if self._stale is not None:
+                self._stale.add(id)
             for event in self._woken.values():
                 event.set()
         elif id in self._concerned:
@@ -112,12 +116,10 @@ class HaController:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _look(self) -> None:
-        if self._nodes is None:
-            self._nodes = ()
-            self._nodes = await self._store.read(_views)
+        await self._refresh()
         assert self._memory is not None
         now = asyncio.get_running_loop().time()
-        views = tuple(self._heard_of(view) for view in self._nodes)
+        views = tuple([self._heard_of(view) for view in self._nodes.values()])
         results, self._results = self._results, {}
         decision = detector.detect(now, views, self._memory, results)
         self._memory = decision.memory
@@ -132,11 +134,28 @@ class HaController:
             if incident is not None:
                 self._deal_with(incident)
 
+    async def _refresh(self) -> None:
+        """Read anew what has changed; of thousands of nodes that come back after a takeover, not all for each."""
+        stale, self._stale = self._stale, set()
+        if stale is not None and not stale:
+            return
+        try:
+            fresh = await self._store.read(lambda tx: _views(tx, stale))
+        except BaseException:
+            self._stale = None
+            raise
+        if stale is None:
+            self._nodes = fresh
+            return
+        for id in stale - fresh.keys():
+            self._nodes.pop(id, None)
+        self._nodes.update(fresh)
+
     def _heard_of(self, view: NodeView) -> NodeView:
         session = self._sessions.get(view.id)
-        heard = session.last_heard if session is not None else None
-        last = self._heard.get(view.id)
-        best = max((moment for moment in (heard, last) if moment is not None), default=None)
+        best = self._heard.get(view.id)
+        if session is not None and (best is None or session.last_heard > best):
+            best = session.last_heard
         return NodeView(view.id, view.name, best, view.addresses, view.settings, session is not None, view.settled)
 
     async def _tell(self, conditions: tuple[tuple[str, str], ...]) -> None:
@@ -319,18 +338,19 @@ class HaController:
 # --- transactions
 
 
-def _views(tx: Tx) -> tuple[NodeView, ...]:
+def _views(tx: Tx, nodes: set[str] | None) -> dict[str, NodeView]:
+    """Of these nodes, or of all; without those that are not to be watched."""
     settings = {row.id: row.spec_as(ClusterSpec).ha for row in all_of(tx, Kind.CLUSTER)}
     settled = {incident.node for incident in incidents.open_ones(tx)}
-    views = []
-    for row in all_of(tx, Kind.NODE):
+    views = {}
+    for row in all_of(tx, Kind.NODE) if nodes is None else find_many(tx, nodes, gone=False).values():
         status = row.status_as(NodeStatus)
         if status.state not in (State.READY, State.DOWN):
             continue
         addresses = tuple(dict.fromkeys(one for one in (status.tunnel_ip, status.storage_ip) if one))
         ha = settings.get(row.spec_as(NodeSpec).cluster, HaSettings())
-        views.append(NodeView(row.id, row.name, None, addresses, ha, settled=row.id in settled))
-    return tuple(views)
+        views[row.id] = NodeView(row.id, row.name, None, addresses, ha, settled=row.id in settled)
+    return views
 
 
 def _elsewhere(tx: Tx, node: str, vms: list[str], incident: Incident | None) -> set[str]:
