@@ -153,7 +153,7 @@ def begin_vm_deletion(tx: Tx, vm: Resource, keep_disks_until: float | None = Non
     own = {row.id for row in owned(tx, vm)}
     for row in using(tx, vm.id, "vm"):
         if row.id in own:
-            leave(tx, row, reason)
+            leave(tx, _as_former(tx, row, vm) if row.kind == Kind.NIC else row, reason)
         elif row.kind == Kind.DISK:
             unrefer(tx, row.id, vm.id, "vm")
             spec = row.spec_as(DiskSpec).model_copy(update={"vm": None})
@@ -164,6 +164,12 @@ def begin_vm_deletion(tx: Tx, vm: Resource, keep_disks_until: float | None = Non
             if nic.node is not None:  # on its way to be free, so it has a deadline of its own
                 operations.begin(tx, "nic.detach", nic, seconds=seconds_for("nic.detach"))
     leave(tx, vm, reason)
+
+
+def _as_former(tx: Tx, nic: Resource, vm: Resource) -> Resource:
+    """Nodes that its VM is leaving may have a tap of it: each has to confirm that it has none."""
+    left = tuple(node for node in vm.status_as(VmStatus).leaving if node != nic.node)
+    return nic if not left else save(tx, nic, status=nic.status_as(NicStatus).model_copy(update={"former": left}))
 
 
 def detach_nic(tx: Tx, nic: Resource) -> Resource:

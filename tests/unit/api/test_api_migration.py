@@ -287,6 +287,8 @@ async def test_two_nodes_that_say_at_once_that_it_is_gone_are_both_heard(cloud: 
     said = [(one.id, tuple(absent.values())), (two.id, (absent[f"vm/{id}"],))]
     order = dict(said if first == 0 else reversed(said))
     await cloud.store.write(lambda tx: reports.take_in(tx, order))
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["leaving"] == []
+    await two.release()  # and has no tap of it
     await cloud.admin.wait(gone)
     await cloud.until_gone(id)
 
