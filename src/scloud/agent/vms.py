@@ -215,16 +215,23 @@ class Vms:
         desired = self._journal.desired.get(f"vm/{vm}")
         if not isinstance(desired, DesiredVm) or desired.move_in is None:
             return
-        facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
-        if facts is not None and facts.complete and self._current(desired):
-            await within("power", f"letting {vm} run", self._hypervisor.resume(vm))
-            self.workers.wake(f"vm/{vm}", urgent=True)
+        try:
+            facts = await within("query", f"looking at {vm}", self._hypervisor.show(vm))
+            if facts is not None and facts.complete and self._current(desired):
+                await within("power", f"letting {vm} run", self._hypervisor.resume(vm))
+        except CloudError as error:  # the manager has it let run once it knows that it is gone there
+            log.warning("%s was released where it came from, and is not let run yet: %s", vm, error)
+        self.workers.wake(f"vm/{vm}", urgent=True)
 
     async def _brought(self, vm: str, connections: Connections) -> None:
         """Of its nics, where it came from."""
         desired = self._journal.desired.get(f"vm/{vm}")
-        if isinstance(desired, DesiredVm):
+        if not isinstance(desired, DesiredVm):
+            return
+        try:
             await self._network.bring({nic: connections[nic] for nic in desired.nics if nic in connections})
+        except CloudError as error:
+            log.warning("the connections that %s had are not kept: %s", vm, error)
 
     async def _prepare(self, desired: DesiredVm, move: MoveIn) -> MoveSeen | None:
         """None while something is not in place yet."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -71,6 +72,7 @@ class Manager:
         self._caught_up = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._started_at = 0.0
+        self._arrived_at = -math.inf
         self._missing_since: dict[str, float] = {}
         self.ready = asyncio.Event()
 
@@ -254,6 +256,7 @@ class Manager:
         """A node is there: when it is rid of what it must not have, it is told its wishes."""
         await self.sessions.add(session)
         self._missing_since.pop(session.node, None)
+        self._arrived_at = asyncio.get_running_loop().time()
         have = await self.ha.let_in(session, have)
         await self.store.write(lambda tx: node_state.arrived(tx, session.node, session.facts))
         await self.caught_up()
@@ -310,11 +313,19 @@ class Manager:
 
     def _lost_nodes(self, tx: Tx, now: float) -> list[str]:
         grace = self.settings.node_grace_s
+        if self._gathers(now):
+            return []
         return [
             node
             for node in node_state.ready_nodes(tx)
             if node not in self.sessions and now - self._missing_since.get(node, self._started_at) > grace
         ]
+
+    def _gathers(self, now: float) -> bool:
+        """A manager that has just begun to lead, and whom nodes still dial one after the other: thousands take longer
+        than the grace, and to call each lost, and found again, would take it longer still."""
+        arriving = now - self._arrived_at < self.settings.node_grace_s
+        return arriving and now - self._started_at < self.settings.gathering_s
 
     def _sweep(self, tx: Tx) -> None:
         day = 86400.0

@@ -7,6 +7,8 @@ from scloud.model.base import Value
 
 class Settings(Value):
     node_grace_s: float = 5.0
+    gathering_s: float = 120.0
+    """So long at most a new leader calls no node lost while others still come."""
     """How long a node may be without a connection before it counts as down."""
     tick_s: float = 1.0
     """How often silence and deadlines are looked at."""

@@ -14,7 +14,7 @@ from scloud.model.desired import DesiredVm
 from scloud.model.observed import Observed
 from scloud.model.wire import CaAnswer, CaRequest, Enroll, Enrolled, Refused, ca_answer, enroll_answer, welcome_answer
 from scloud.store import nodes
-from support.cloud import Cloud
+from support.cloud import QUICK, Cloud
 from support.node import ScriptedNode
 
 
@@ -395,3 +395,21 @@ async def test_what_is_remembered_for_placing_is_what_the_database_says(cloud: C
     made = await cloud.alice.create("vms", "c", image="micro")
     assert made["status"]["node"] == "n2"
     cloud.store.write_now(check)
+
+
+async def test_a_new_leader_calls_no_node_lost_while_others_still_come(tmp_path: Path) -> None:
+    """Thousands take longer than the grace to dial; what they run is known, and is not called unknown meanwhile."""
+    grace = 1.0
+    async with Cloud(tmp_path, settings=QUICK.model_copy(update={"node_grace_s": grace})) as cloud:
+        late = await cloud.node("late")
+        others = [await cloud.node(f"n{number}") for number in range(4)]
+        await cloud.stop()
+        for node in (late, *others):
+            await node.stop()
+        await cloud.start()
+        for node in others:  # each within the grace of the one before, all together longer
+            await asyncio.sleep(0.6 * grace)
+            await node.start()
+        status = await cloud.admin.get("/status")
+        assert (status["nodes"], status["connected"]) == ({"ready": 5}, 4)
+        await cloud.until(cloud.admin, "/nodes/late", "down")
