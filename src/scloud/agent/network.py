@@ -200,7 +200,7 @@ class Network:
         """What the switch tracks of nics here, `MAX_CONNECTIONS` of each at most. CloudError(ENGINE)."""
         found = {}
         for nic in nics:
-            if (zone := self.ofport(f"port/{nic}")) is not None:
+            if (zone := self.ofport(f"port/{nic}")) is not None:  # as `node_view` has it
                 asking = self._switch.connections(zone)
                 tracked = await within("query", f"asking for the connections of {nic}", asking)
                 # What it came with, and has been silent since, goes on with it.
