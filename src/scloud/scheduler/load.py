@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from scloud.model.observed import NodeLoad
 
 TIME_CONSTANT_S = 30.0
 """Of what is a rate: CPU, network, storage. Long beside a guest's boot, short beside the life of a VM."""
@@ -59,24 +60,7 @@ class Load:
 IDLE = Load()
 
 
-class Sample(Protocol):
-    """One heartbeat's, in the units of `Load`."""
-
-    @property
-    def cpu(self) -> float: ...
-    @property
-    def memory(self) -> float: ...
-    @property
-    def disk(self) -> float: ...
-    @property
-    def network(self) -> float: ...
-    @property
-    def storage(self) -> float: ...
-    @property
-    def storage_ms(self) -> float: ...
-
-
-def smooth(before: Load | None, sample: Sample, elapsed_s: float) -> Load:
+def smooth(before: Load | None, sample: Load | NodeLoad, elapsed_s: float) -> Load:
     """The average after one more sample, `elapsed_s` after the one before; the first sample is the average.
 
     Called for every heartbeat of thousands of nodes, hence without loops.
