@@ -125,7 +125,7 @@ class Images:
         try:
             with self.opened(context, disk) as image:
                 metadata = dict(image.metadata_list())
-                snapshots = sorted(image.list_snaps(), key=lambda snap: int(snap["id"]))
+                snapshots = sorted(_snapshots(image), key=lambda snap: int(snap["id"]))
                 return DiskFacts(
                     disk=disk,
                     size_mib=image.size() // MIB,
@@ -325,7 +325,7 @@ class Images:
         """`CloudError(IN_USE)` names the disks that depend on it."""
         try:
             with rbd.Image(context, names.base_image(image), read_only=True) as base:
-                users = _children(base, names.BASE_SNAPSHOT)
+                users = _users(base)
         except rbd.ImageNotFound:
             users = []
         if users:
@@ -360,8 +360,8 @@ class Images:
     def _remove(self, context: Any, name: str) -> None:
         """With its snapshots; nothing to do if it is not there."""
         with suppress(rbd.ImageNotFound), rbd.Image(context, name) as image:
-            for snap in image.list_snaps():
-                _remove_snapshot(image, snap["name"])
+            for snap in _snapshots(image):
+                _remove_snapshot(image, snap)
         for _ in range(2):
             try:
                 rbd.RBD().remove(context, name)
@@ -377,9 +377,9 @@ class Images:
     def delete_snapshot(self, context: Any, disk: str, snapshot: str) -> None:
         try:
             with self.opened(context, disk, write=True) as image:
-                if snapshot in {snap["name"] for snap in image.list_snaps()}:
-                    _refuse(disk, _children(image, snapshot))
-                    _remove_snapshot(image, snapshot)
+                for snap in [snap for snap in _snapshots(image) if snap["name"] == snapshot]:
+                    _refuse(disk, _children(image, snap))
+                    _remove_snapshot(image, snap)
         except CloudError as error:
             if error.kind != ErrorKind.NOT_FOUND:
                 raise
@@ -387,7 +387,7 @@ class Images:
     def _refuse_users(self, context: Any, disk: str, incarnation: int) -> None:
         try:
             with rbd.Image(context, names.disk_image(disk, incarnation), read_only=True) as image:
-                users = [user for snap in list(image.list_snaps()) for user in _children(image, snap["name"])]
+                users = _users(image)
         except rbd.ImageNotFound:
             return
         _refuse(disk, users)
@@ -405,9 +405,21 @@ def _new(disk: str, size_mib: int, source: Source | None, incarnation: int) -> D
     return DiskFacts(disk=disk, size_mib=size_mib, used_mib=0, incarnation=incarnation, origin=origin)
 
 
-def _children(image: Any, snapshot: str) -> list[str]:
+def _snapshots(image: Any) -> list[dict[str, Any]]:
+    """Those that librbd has begun to remove are still there, and are known by the name that they had: it gives them
+    another first (in its trash namespace), and a process that is killed then leaves them so."""
+    found = list(image.list_snaps())
+    return [{**snap, "name": snap["trash"]["original_name"]} if "trash" in snap else snap for snap in found]
+
+
+def _users(image: Any) -> list[str]:
+    """What was made from any of its snapshots and still depends on it."""
+    return [user for snap in _snapshots(image) for user in _children(image, snap)]
+
+
+def _children(image: Any, snapshot: dict[str, Any]) -> list[str]:
     """What was made from a snapshot and still depends on it."""
-    image.set_snap(snapshot)
+    image.set_snap_by_id(snapshot["id"])
     try:
         return sorted(names.user_of(name) for _, name in image.list_children())
     finally:
@@ -426,7 +438,7 @@ def _protect(image: Any, snapshot: str) -> None:
             image.protect_snap(snapshot)
 
 
-def _remove_snapshot(image: Any, snapshot: str) -> None:
-    if image.is_protected_snap(snapshot):
-        image.unprotect_snap(snapshot)
-    image.remove_snap(snapshot)
+def _remove_snapshot(image: Any, snapshot: dict[str, Any]) -> None:
+    if "trash" not in snapshot and image.is_protected_snap(snapshot["name"]):
+        image.unprotect_snap(snapshot["name"])
+    image.remove_snap_by_id(snapshot["id"])
