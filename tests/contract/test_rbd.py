@@ -15,7 +15,7 @@ from rbd_bench import CLIENT, NODE, RbdBench
 
 from scloud.drivers.storage import rbd_direct
 from scloud.drivers.storage import rbd_names as names
-from scloud.drivers.storage.protocol import FromImage, FromSnapshot
+from scloud.drivers.storage.protocol import FromImage, FromSnapshot, StillOpen
 from scloud.drivers.storage.rbd_cluster import OPTIONS
 from scloud.model.errors import CloudError, ErrorKind
 from support.ceph_rig import CephRig
@@ -182,3 +182,17 @@ async def test_images_are_stamped_with_their_owners(bench: RbdBench, image: Path
         with rbd.Image(bench.context, name, read_only=True) as made:
             assert made.metadata_get(names.OWNER) == owner
     assert await bench.storage.images() == ["img"]
+
+
+async def test_what_somebody_has_open_is_neither_rolled_back_nor_deleted(bench: RbdBench) -> None:
+    """Whether a guest or an agent that was killed; who it is, is said."""
+    await bench.storage.create("dsk-1", 4, None)
+    await bench.storage.snapshot("dsk-1", "snp-1")
+    with rbd.Image(bench.context, names.disk_image("dsk-1", 0)) as image:
+        (watcher,) = image.watchers_list()
+        for asked in (bench.storage.roll_back("dsk-1", "snp-1", 1), bench.storage.delete("dsk-1")):
+            with pytest.raises(StillOpen) as caught:
+                await asked
+            assert f"({watcher['addr']})" in caught.value.message
+    await bench.storage.delete("dsk-1")
+    assert await bench.storage.disks() == []

@@ -17,7 +17,7 @@ from scloud.agent.stores import Stores
 from scloud.agent.usage import Usage, open_or_wanted, users_of_disk
 from scloud.agent.work import Slots, Workers
 from scloud.drivers.hypervisor.protocol import DiskSource
-from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, Storage
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, StillOpen, Storage
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.migrations import DiskCopy
@@ -46,9 +46,12 @@ from scloud.reconcile.vm import DiskView
 log = logging.getLogger(__name__)
 
 FAILED_AFTER = 3
+"""Tries in a row after which an object is reported to be in error; it is tried on all the same."""
+OPEN_FOR = 8
+"""The same for a disk that is still open somewhere: the last of so many tries is a minute after the first, and who has
+died with it open counts for half of that."""
 CONNECTED_AGAIN_S = 1.0
 """How soon a disk that waits for the manager to be heard is looked at again."""
-"""Tries in a row after which an object is reported to be in error; it is tried on all the same."""
 MEASURE_EVERY_S = 60.0
 """How often a disk's real size is looked at."""
 LOOK_AGAIN_S = 2.0
@@ -89,7 +92,8 @@ class Disks:
         self._shared_slots = Slots(PARALLEL_SHARED)
         self._problems: dict[str, str] = {}
         self._waiting: set[str] = set()
-        """Disks whose last try did not fail of its own accord: what it needs comes from the manager, which is away."""
+        """Disks whose last try did not fail of its own accord: it waits for the manager, which is away, or for whoever
+        has it open, who may be dead."""
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
         self._looked: dict[str, tuple[DesiredDisk, DiskHere, float]] = {}
@@ -320,8 +324,9 @@ class Disks:
 
     def _failed(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
         self._problems[desired.id] = str(error)
-        waits = isinstance(error, ManagerAway)
-        final = not waits and self.workers.failures(f"disk/{desired.id}") + 1 >= FAILED_AFTER
+        tries = self.workers.failures(f"disk/{desired.id}") + 1
+        waits = isinstance(error, ManagerAway) or (isinstance(error, StillOpen) and tries < OPEN_FOR)
+        final = not waits and tries >= FAILED_AFTER
         (self._waiting.add if waits else self._waiting.discard)(desired.id)
         self._board.put(
             Observed(

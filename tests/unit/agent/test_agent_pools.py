@@ -12,6 +12,7 @@ from agent_node import IMAGE, NODE, POOL, SHA, Node, disk, one_vm, running_node,
 from scloud.drivers.hypervisor.protocol import DiskFigures
 from scloud.drivers.storage.fake import FakePools, FakeStorage
 from scloud.drivers.storage.place import FilePlace, secret_of
+from scloud.drivers.storage.protocol import StillOpen
 from scloud.model.desired import DesiredDisk, DesiredSnapshot, DesiredStore, StorePool, VmDisk
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
@@ -194,6 +195,31 @@ def test_a_roll_back_waits_until_the_disk_is_closed_and_holds_up_the_next_start(
             del node.pools[POOL].failing["roll_back"]
             await node.settled(KEY, "running")
             assert node.pools[POOL].volumes[DATA].rolled_back == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [("roll_back", {"rollbacks": 1, "rollback_to": "snp-1"}), ("delete", {"absent": True})],
+)
+def test_a_disk_that_one_who_died_has_open_is_waited_for(method: str, change: dict[str, Any]) -> None:
+    """Ceph forgets who died with it open after 30 s; whoever has it open for longer is alive."""
+
+    async def main() -> None:
+        async with running_node() as node:
+            await node.boss.want(store(), shared(snapshots=snapshots("snp-1")))
+            await node.settled(f"disk/{DATA}", "ready")
+            node.pools[POOL].failing[method] = StillOpen(DATA, ["10.0.0.9:0/1"], "changed")
+            await node.boss.change(f"disk/{DATA}", **change)
+            await asyncio.sleep(40)
+            heard = node.boss.heard[f"disk/{DATA}"]
+            assert (heard.state, heard.settled) == ("working", False)
+            assert "is open (10.0.0.9:0/1)" in heard.reason
+            await asyncio.sleep(60)
+            assert node.boss.heard[f"disk/{DATA}"].state == "error"
+            del node.pools[POOL].failing[method]
+            await node.until(lambda: node.boss.heard[f"disk/{DATA}"].state in ("ready", "absent"))
 
     run(main())
 

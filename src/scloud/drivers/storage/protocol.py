@@ -1,8 +1,9 @@
 """What the agent asks of a storage backend. Sizes are MiB; all disks are thin and raw.
 
 Failures are `CloudError(ENGINE)`, a full backend `CloudError(NO_CAPACITY)`, an unknown disk or snapshot
-`CloudError(NOT_FOUND)`, a snapshot that disks were made from `CloudError(IN_USE)`; `delete` and `delete_snapshot` of
-what is not there succeed. Every call may be cancelled, and repeated: it then goes on where it was, or begins anew.
+`CloudError(NOT_FOUND)`, a snapshot that disks were made from `CloudError(IN_USE)`, a disk that is open and must not be
+`StillOpen`; `delete` and `delete_snapshot` of what is not there succeed. Every call may be cancelled, and repeated: it
+then goes on where it was, or begins anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Protocol
 
 from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
+from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.snapshots import DiskLimits
+
+
+class StillOpen(CloudError):
+    """A disk that nobody is to have open is open. It passes: who dies with a disk of a Ceph pool open counts as having
+    it open for 30 s (`osd_client_watch_timeout`)."""
+
+    def __init__(self, disk: str, by: Sequence[str], wanted: str) -> None:
+        whom = f" ({', '.join(sorted(by))})" if by else ""
+        super().__init__(ErrorKind.IN_USE, f"disk {disk} is open{whom}: it cannot be {wanted}")
 
 
 class DiskFacts(Value):
@@ -88,7 +99,7 @@ class Storage(Protocol):
         ...
 
     async def delete(self, disk: str) -> None:
-        """With its snapshots; `IN_USE` if disks were made from one of them."""
+        """With its snapshots; `IN_USE` if disks were made from one of them, `StillOpen` if it is open."""
         ...
 
     async def show(self, disk: str) -> DiskFacts | None: ...
@@ -119,7 +130,7 @@ class Storage(Protocol):
     async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
         """Bring back a snapshot's bytes and size, and note `number`; nothing to do if that number was noted already.
 
-        The disk must not be open anywhere.
+        `StillOpen` while the disk is open anywhere else.
         """
         ...
 

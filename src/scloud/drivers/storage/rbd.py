@@ -23,7 +23,7 @@ from scloud.drivers.storage import rbd_fence
 from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.extents import Extent
 from scloud.drivers.storage.place import RbdPlace, secret_of
-from scloud.drivers.storage.protocol import DiskFacts, Source
+from scloud.drivers.storage.protocol import DiskFacts, Source, StillOpen
 from scloud.drivers.storage.rbd_bytes import has_parent, pieces, write
 from scloud.drivers.storage.rbd_cluster import Cluster, Session, refuse_fenced, set_omap
 from scloud.drivers.storage.rbd_images import Images
@@ -213,7 +213,8 @@ class RbdStorage:
             )
 
     async def roll_back(self, disk: str, snapshot: str, number: int) -> None:
-        def bring_back(context: Any) -> None:
+        def bring_back(session: Session) -> None:
+            context = session.pool(self._cluster.access, self._use)
             with self._images.opened(context, disk, write=True) as image:
                 if int(dict(image.metadata_list()).get(names.ROLLED_BACK, 0)) == number:
                     return
@@ -221,15 +222,15 @@ class RbdStorage:
                     raise CloudError(
                         ErrorKind.NOT_FOUND, f"snapshot {snapshot} of disk {disk} is not in {self._pool.name}"
                     )
-                if len(watchers := list(image.watchers_list())) > 1:
-                    others = ", ".join(sorted(watcher["addr"] for watcher in watchers))
-                    raise CloudError(ErrorKind.IN_USE, f"disk {disk} is open ({others}): it cannot be rolled back")
+                me = session.rados.get_instance_id()
+                if others := [watcher["addr"] for watcher in image.watchers_list() if watcher["id"] != me]:
+                    raise StillOpen(disk, others, "rolled back")
                 image.rollback_to_snap(snapshot)
                 image.metadata_set(names.ROLLED_BACK, str(number))
                 self._images.changed(disk)
 
         async with self._locks[disk]:
-            await self._run(f"roll disk {disk} back to {snapshot}", bring_back, long=True)
+            await self._run_session(f"roll disk {disk} back to {snapshot}", bring_back, long=True)
 
     async def flatten(self, disk: str) -> None:
         def copy(context: Any) -> None:

@@ -16,7 +16,7 @@ import rbd
 
 from scloud.drivers.storage import extents, rbd_direct
 from scloud.drivers.storage import rbd_names as names
-from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
+from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, StillOpen
 from scloud.drivers.storage.rbd_bytes import origin_of
 from scloud.drivers.storage.rbd_direct import Parent
 from scloud.drivers.storage.rbd_turn import Turn, turn
@@ -340,7 +340,11 @@ class Images:
         for incarnation in versions:
             self._refuse_users(context, disk, incarnation)
         for incarnation in versions:
-            self._remove(context, names.disk_image(disk, incarnation))
+            name = names.disk_image(disk, incarnation)
+            try:
+                self._remove(context, name)
+            except rbd.ImageBusy as error:
+                raise StillOpen(disk, _watchers(context, name), "deleted") from error
         self._known.pop(disk, None)
         self.changed(disk)
 
@@ -403,6 +407,13 @@ def _new(disk: str, size_mib: int, source: Source | None, incarnation: int) -> D
         case None:
             origin = None
     return DiskFacts(disk=disk, size_mib=size_mib, used_mib=0, incarnation=incarnation, origin=origin)
+
+
+def _watchers(context: Any, name: str) -> list[str]:
+    """Who has an image open, but for the one who asks."""
+    with suppress(rbd.ImageNotFound), rbd.Image(context, name, read_only=True) as image:
+        return [watcher["addr"] for watcher in image.watchers_list()]
+    return []
 
 
 def _snapshots(image: Any) -> list[dict[str, Any]]:
