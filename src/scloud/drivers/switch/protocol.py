@@ -43,11 +43,15 @@ class Switch(Protocol):
     async def ports(self) -> list[PortFacts]: ...
 
     async def replace_flows(self, flows: Sequence[Flow]) -> None:
-        """Make the bridge's flows exactly these, in one atomic bundle."""
+        """Make the bridge's flows exactly these, in one atomic bundle.
+
+        What the switch has in its cache for known traffic it goes over next: a packet may still find the former flows
+        for a moment (milliseconds; Open vSwitch does it in a thread of its own, which a busy host can hold up).
+        """
         ...
 
     async def change_flows(self, remove: Sequence[Flow], add: Sequence[Flow]) -> None:
-        """Apply a difference, in one atomic bundle."""
+        """Apply a difference, in one atomic bundle; traffic follows as with `replace_flows`."""
         ...
 
     async def flow_owners(self) -> dict[int, int]:
