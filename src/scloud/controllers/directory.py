@@ -17,7 +17,7 @@ from scloud.model.kinds import Kind
 from scloud.model.specs import DiskSpec, NicSpec, NodeSpec
 from scloud.model.statuses import ImageStatus, NicStatus, NodeStatus, VmStatus
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, all_of, children, find_many
+from scloud.store.resources import Resource, all_of, children, children_of, find_many
 
 AnyDesired = DesiredVm | DesiredDisk | DesiredPort | DesiredVpc | DesiredGroup | DesiredStore
 RENDERED = (
@@ -25,6 +25,10 @@ RENDERED = (
     *(Kind.IMAGE, Kind.VPC, Kind.SUBNET, Kind.SECURITY_GROUP, Kind.NIC, Kind.DISK, Kind.VM),
 )
 """Kinds that matter to nodes, in an order in which each finds what it builds upon."""
+UNDER = {Kind.VPC: Kind.SUBNET, Kind.DISK: Kind.SNAPSHOT}
+"""Kinds that nodes are told of with what they belong to."""
+WITH_ITS_PARENT = (Kind.SUBNET, Kind.POOL)
+"""A change of one of these changes what nodes are told of its parent."""
 
 
 class Directory:
@@ -105,8 +109,11 @@ class Directory:
     def load(self, tx: Tx) -> None:
         """Everything, from nothing."""
         for kind in RENDERED:
-            for row in all_of(tx, kind, gone=True):
-                self._put(tx, row)
+            if kind not in WITH_ITS_PARENT:
+                rows = all_of(tx, kind, gone=True)
+                under = _under(tx, kind, [row.id for row in rows])
+                for row in rows:
+                    self._put(tx, row, under.get(row.id, []))
         self._render_vms()
 
     def refresh(self, tx: Tx, keys: Iterable[str]) -> None:
@@ -118,18 +125,18 @@ class Directory:
                 wanted[id] = kind
         rows = find_many(tx, wanted)
         for kind in RENDERED:
-            for id, own in wanted.items():
-                if own != kind:
-                    continue
+            ids = [id for id, own in wanted.items() if own == kind]
+            under = _under(tx, kind, ids)
+            for id in ids:
                 row = rows.get(id)
                 if row is None:
-                    self._forget(tx, Kind(kind), id)
+                    self._forget(tx, kind, id)
                 else:
-                    self._put(tx, row)
+                    self._put(tx, row, under.get(id, []))
         self._render_vms()
 
-    def _put(self, tx: Tx, row: Resource) -> None:
-        """Take in one row as it now is."""
+    def _put(self, tx: Tx, row: Resource, under: list[Resource]) -> None:
+        """Take in one row as it now is, with those `UNDER` it."""
         match row.kind:
             case Kind.NODE:
                 self._put_node(row)
@@ -142,7 +149,7 @@ class Directory:
             case Kind.IMAGE:
                 self._image_sha[row.id] = row.status_as(ImageStatus).sha256
             case Kind.VPC:
-                self._set(f"vpc/{row.id}", render.vpc(row, children(tx, Kind.SUBNET, row.id)))
+                self._set(f"vpc/{row.id}", render.vpc(row, [subnet for subnet in under if not subnet.gone]))
             case Kind.SUBNET:
                 if row.parent:
                     self._refresh_vpc(tx, row.parent)
@@ -151,7 +158,7 @@ class Directory:
             case Kind.NIC:
                 self._put_nic(row)
             case Kind.DISK:
-                self._put_disk(tx, row)
+                self._put_disk(tx, row, under)
             case Kind.VM:
                 self._put_vm(row)
 
@@ -227,7 +234,7 @@ class Directory:
             else:
                 self._placed[node].discard(key)
 
-    def _put_disk(self, tx: Tx, row: Resource) -> None:
+    def _put_disk(self, tx: Tx, row: Resource, snapshots: list[Resource]) -> None:
         spec = row.spec_as(DiskSpec)
         key = f"disk/{row.id}"
         old_vm = self._disk_vm.pop(row.id, None)
@@ -245,7 +252,6 @@ class Directory:
         if row.node is None:
             self._drop(key)
         else:
-            snapshots = children(tx, Kind.SNAPSHOT, row.id, gone=True)
             origin = find_many(tx, [spec.snapshot]).get(spec.snapshot) if spec.snapshot else None
             self._set(key, render.disk(row, spec, sha, snapshots, origin))
         if spec.vm is not None and attached:
@@ -408,6 +414,11 @@ class Directory:
             self.changed.update((node, key) for node in self._vpc_nodes[item.id])
         else:
             self.changed.update((node, key) for node in self._group_nodes[item.id])
+
+
+def _under(tx: Tx, kind: Kind, ids: list[str]) -> dict[str, list[Resource]]:
+    below = UNDER.get(kind)
+    return children_of(tx, below, ids) if below is not None else {}
 
 
 def _way(vm: Resource) -> tuple[object, ...]:

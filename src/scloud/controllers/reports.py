@@ -14,7 +14,7 @@ from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
 from scloud.store import operations
 from scloud.store.database import Tx
-from scloud.store.resources import Resource, find, find_many, on_node, save, unrefer
+from scloud.store.resources import Resource, children_of, find, find_many, on_node, save, unrefer
 
 KIND_OF_KEY = {"vm": Kind.VM, "disk": Kind.DISK, "port": Kind.NIC}
 ORDER = {"disk": 0, "port": 1, "vm": 2}
@@ -34,6 +34,7 @@ def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
             wanted.append((ORDER[kind], kind, id, node, item))
     rows = find_many(tx, (id for _, _, id, _, _ in wanted))
     waited_for = operations.ids_with_open(tx, rows)
+    with_snapshots = children_of(tx, Kind.SNAPSHOT, (id for _, kind, id, _, _ in wanted if kind == "disk")).keys()
     several = {id for id, count in Counter(id for _, _, id, _, _ in wanted).items() if count > 1}
     for _, kind, id, node, item in sorted(wanted, key=itemgetter(0)):
         row = rows.get(id)
@@ -51,7 +52,7 @@ def take_in(tx: Tx, reports: Mapping[str, Iterable[Observed]]) -> None:
         if kind == "vm":
             _vm(tx, row, item, id in waited_for)
         elif kind == "disk":
-            _disk(tx, row, item, id in waited_for)
+            _disk(tx, row, item, id in waited_for, id in with_snapshots)
         else:
             _port(tx, row, item, id in waited_for)
 
@@ -117,7 +118,7 @@ def _record_vm(tx: Tx, row: Resource, before: State, after: VmStatus) -> None:
         operations.record(tx, row, "info", after.state.value)
 
 
-def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
+def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool, with_snapshots: bool) -> None:
     leaving = row.gone or row.state == State.DELETING
     if item.state == "absent" and item.settled and leaving:
         finishing.finish_disk_deletion(tx, row)
@@ -141,17 +142,20 @@ def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool) -> None:
         }
     )
     _write(tx, row, old, new, item, waited_for)
-    snapshots.observe(tx, row, item)
+    if with_snapshots:
+        snapshots.observe(tx, row, item)
     if settled and item.state == "ready":
         _as_wanted(tx, row)
 
 
 def _as_wanted(tx: Tx, row: Resource) -> None:
     """The disk is as it is asked for now, and no VM has it open that is not to have it."""
-    disk = find_many(tx, [row.id]).get(row.id)
+    spec = row.spec_as(DiskSpec)
+    if not spec.flattened and spec.pool is None:
+        return
+    disk = find(tx, row.id, gone=True)
     if disk is None:
         return
-    spec = disk.spec_as(DiskSpec)
     if spec.flattened:
         unrefer(tx, disk.id, role="snapshot")
         unrefer(tx, disk.id, role="image")

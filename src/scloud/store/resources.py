@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, lru_cache
@@ -47,6 +48,7 @@ _LIVE_BY_NAME_OF = _LIVE.where(resource.c.account == bindparam("account"), resou
 _OF_KIND = select(resource).where(resource.c.kind == bindparam("kind")).order_by(resource.c.id)
 _CHILDREN_EVER = _OF_KIND.where(resource.c.parent == bindparam("parent"))
 _CHILDREN = _CHILDREN_EVER.where(resource.c.gone.is_(False))
+_CHILDREN_OF = _OF_KIND.where(resource.c.parent.in_(bindparam("parents", expanding=True)))
 _IN_STATE = _ALL.where(resource.c.state == bindparam("state"))
 _ON_NODE = _OF_KIND.where(resource.c.node == bindparam("node"))
 _INSERT = insert(resource)
@@ -154,12 +156,18 @@ def get(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource:
     return _row(row)
 
 
-def find_many(tx: Tx, ids: Iterable[str], *, gone: bool = True) -> dict[str, Resource]:
-    """Rows by id, in chunks that every database takes; includes tombstones unless told not to."""
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Each once, so many at a time as every database takes in one question."""
     wanted = list(dict.fromkeys(ids))
-    found: dict[str, Resource] = {}
     for start in range(0, len(wanted), 500):
-        for row in tx.conn.execute(_BY_IDS, {"ids": wanted[start : start + 500]}):
+        yield wanted[start : start + 500]
+
+
+def find_many(tx: Tx, ids: Iterable[str], *, gone: bool = True) -> dict[str, Resource]:
+    """Rows by id; includes tombstones unless told not to."""
+    found: dict[str, Resource] = {}
+    for chunk in _chunks(ids):
+        for row in tx.conn.execute(_BY_IDS, {"ids": chunk}):
             if gone or not row.gone:
                 found[row.id] = _row(row)
     return found
@@ -203,6 +211,15 @@ def all_of(tx: Tx, kind: Kind, *, gone: bool = False) -> list[Resource]:
 def children(tx: Tx, kind: Kind, parent: str, *, gone: bool = False) -> list[Resource]:
     query = _CHILDREN_EVER if gone else _CHILDREN
     return [_row(row) for row in tx.conn.execute(query, {"parent": parent, "kind": kind})]
+
+
+def children_of(tx: Tx, kind: Kind, parents: Iterable[str]) -> dict[str, list[Resource]]:
+    """`children` of many, by parent, tombstones included; nothing of a parent that has none."""
+    found: defaultdict[str, list[Resource]] = defaultdict(list)
+    for chunk in _chunks(parents):
+        for row in tx.conn.execute(_CHILDREN_OF, {"parents": chunk, "kind": kind}):
+            found[row.parent].append(_row(row))
+    return dict(found)
 
 
 def on_node(tx: Tx, kind: Kind, node: str) -> list[Resource]:
