@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scloud.model.ha import PROFILES, HaProfile, HaSettings
-from scloud.reconcile.ha.detector import RETURN_S, Answers, Death, NodeView, ProbeOrder, beginning, detect
+from scloud.reconcile.ha.detector import (
+    RETURN_S,
+    Answers,
+    Death,
+    Decision,
+    Memory,
+    NodeView,
+    ProbeOrder,
+    all_is_well,
+    beginning,
+    detect,
+    unspoken_s,
+)
 
 TICK_S = 0.5
 FAST = PROFILES[HaProfile.FAST]
@@ -228,3 +242,23 @@ def test_whatever_happens_only_what_nobody_hears_is_dead(
             watched = [other for other in cluster.ids if other not in known]
             missing = [other for other in watched if at - quiet_since.get(other, at) >= 3.0 and other in cluster.silent]
             assert len(missing) <= max(1, share * len(watched))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 5.0), st.sampled_from([DEFAULT, FAST]), st.booleans()), max_size=6),
+    st.floats(0.0, 5.0),
+    st.booleans(),
+)
+def test_what_is_told_cheaply_to_be_well_is_well(
+    nodes: list[tuple[float, HaSettings, bool]], away: float, suspected: bool
+) -> None:
+    now, memory = 1000.0, beginning(1000.0 - away)
+    views = tuple(
+        NodeView(f"nod-{number}", "n", now - age, ("u",), settings, settled=settled)
+        for number, (age, settings, settled) in enumerate(nodes)
+    )
+    if suspected and views:
+        memory = detect(now - away, (replace(views[0], heard_at=now - away - 3.0),), memory, {}).memory
+    unspoken = min((unspoken_s(view.settings) for view in views), default=0.0)
+    if all_is_well(now, [view.heard_at for view in views], unspoken, memory):
+        assert detect(now, views, memory, {}) == Decision(Memory(now, memory.floor, {}))

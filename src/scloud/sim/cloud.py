@@ -18,6 +18,8 @@ VPC_SIZE = 10
 """VMs in a VPC: many small tenants."""
 JOINING = 16
 """Nodes that are told of at the same time."""
+LOOK_S = 0.5
+"""How often it is asked how many nodes are there: counting is work, too."""
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -111,7 +113,7 @@ class Cloud:
         """Return once all nodes are, and the manager hears them."""
         while (count := await self._ready()) < self.nodes:
             told(count)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOOK_S)
             self._check(self.simulated, "nodes")
         told(self.nodes)
 

@@ -111,9 +111,9 @@ class Store:
         self.guard: Callable[[Connection], None] | None = None
         """Asked at the beginning of each transaction that writes; what it raises is what the writes fail with."""
         self._inline = inline
-        self._remembered = Memory()
         self._in_memory = url in ("sqlite://", "sqlite:///:memory:")
         self._sqlite = url.startswith("sqlite")
+        self._remembered = Memory(lasting=self._sqlite)
         extra: dict[str, Any] = {"poolclass": StaticPool} if self._in_memory else {}
         arguments = dict(connect_args or {})
         if self._sqlite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Select, Table, delete, insert, select, update
+from sqlalchemy import Select, Table, bindparam, delete, insert, select, update
 
 from scloud.store.database import Tx
 
@@ -18,6 +18,7 @@ class Documents(Generic[T]):
     def __init__(self, table: Table, model: type[T]) -> None:
         self._table = table
         self._model = model
+        self._by_id = select(table.c.data).where(table.c.id == bindparam("id"))
 
     def save(self, tx: Tx, id: str, value: T, **columns: Any) -> T:
         """Keep it, new or changed."""
@@ -32,15 +33,17 @@ class Documents(Generic[T]):
     def read(self, data: str) -> T:
         return self._model.model_validate_json(data)
 
-    def all(self, tx: Tx, query: Select[Any]) -> list[T]:
-        """Of a query that selects `data`."""
-        return [self.read(row.data) for row in tx.conn.execute(query)]
+    def all(self, tx: Tx, query: Select[Any], **given: Any) -> list[T]:
+        """Of a query that selects `data`, with what is given for its parameters."""
+        return [self.read(row.data) for row in tx.conn.execute(query, given)]
 
-    def first(self, tx: Tx, query: Select[Any]) -> T | None:
-        return next(iter(self.all(tx, query.limit(1))), None)
+    def first(self, tx: Tx, query: Select[Any], **given: Any) -> T | None:
+        """The same, of one row at most."""
+        data = tx.conn.execute(query, given).scalar()
+        return None if data is None else self.read(data)
 
     def find(self, tx: Tx, id: str) -> T | None:
-        return self.first(tx, select(self._table.c.data).where(self._table.c.id == id))
+        return self.first(tx, self._by_id, id=id)
 
     def forget_old(self, tx: Tx, before: float) -> None:
         """Those that ended before a time, seconds since 1970."""

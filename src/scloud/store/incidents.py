@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from scloud.model.ha import Incident, IncidentState
 from scloud.store.database import Tx
@@ -10,6 +10,8 @@ from scloud.store.documents import Documents
 from scloud.store.tables import incident
 
 _documents = Documents(incident, Incident)
+_OPEN = select(incident.c.data).where(incident.c.state != IncidentState.CLOSED.value)
+_OPEN_OF = _OPEN.where(incident.c.node == bindparam("node")).order_by(incident.c.id.desc()).limit(1)
 find = _documents.find
 forget_old = _documents.forget_old
 
@@ -29,17 +31,11 @@ def save(tx: Tx, value: Incident) -> Incident:
 
 def open_ones(tx: Tx) -> list[Incident]:
     """Of every node that has not returned, oldest first."""
-    query = select(incident.c.data).where(incident.c.state != IncidentState.CLOSED.value).order_by(incident.c.id)
-    return _documents.all(tx, query)
+    return _documents.all(tx, _OPEN.order_by(incident.c.id))
 
 
 def open_of(tx: Tx, node: str) -> Incident | None:
-    query = (
-        select(incident.c.data)
-        .where(incident.c.node == node, incident.c.state != IncidentState.CLOSED.value)
-        .order_by(incident.c.id.desc())
-    )
-    return _documents.first(tx, query)
+    return _documents.first(tx, _OPEN_OF, node=node)
 
 
 def page(

@@ -56,6 +56,8 @@ _REFER = text("INSERT INTO reference (source, target, role) VALUES (:source, :ta
 _CLAIM = text("INSERT INTO claim (scope, value, owner) VALUES (:scope, :value, :owner) ON CONFLICT DO NOTHING")
 _CLAIM_OWNER = text("SELECT owner FROM claim WHERE scope = :scope AND value = :value")
 
+BUILT_UPON = frozenset({Kind.IMAGE, Kind.SUBNET, Kind.SECURITY_GROUP, Kind.KEYPAIR, Kind.DISK_TYPE})
+"""Kinds that every VM names some of, and that rarely change: who writes remembers them."""
 SYSTEM = ""
 """The account of what belongs to the administrator."""
 
@@ -144,6 +146,19 @@ def get(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource:
 
     Raises NOT_FOUND, the same for what is not there and what is another's.
     """
+    if kind in BUILT_UPON and tx.memory.lasting:
+        known = tx.memory.named(PREFIX[kind])
+        if (ref, account) not in known:
+            known[ref, account] = _look_for(tx, kind, ref, account)
+        row: Resource | None = known[ref, account]
+    else:
+        row = _look_for(tx, kind, ref, account)
+    if row is None:
+        raise not_found(kind, ref)
+    return row
+
+
+def _look_for(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource | None:
     given = {"kind": kind.value, "ref": ref}
     if not is_id(ref):
         row = tx.conn.execute(_LIVE_BY_NAME_OF, {**given, "account": account or SYSTEM}).first()
@@ -151,9 +166,7 @@ def get(tx: Tx, kind: Kind, ref: str, account: str | None) -> Resource:
         row = tx.conn.execute(_LIVE_BY_ID, given).first()
     else:
         row = tx.conn.execute(_LIVE_BY_ID_OF, {**given, "account": account}).first()
-    if row is None:
-        raise not_found(kind, ref)
-    return _row(row)
+    return None if row is None else _row(row)
 
 
 def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:

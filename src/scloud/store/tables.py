@@ -39,7 +39,7 @@ resource = Table(
     Index("ix_resource_list", "kind", "account", "gone", "id"),
     Index("ix_resource_node", "node", "kind"),
     Index("ix_resource_parent", "parent", "kind"),
-    Index("ix_resource_state", "kind", "state"),
+    Index("ix_resource_state", "kind", "state", "gone"),  # with all that counts ask for
 )
 
 reference = Table(

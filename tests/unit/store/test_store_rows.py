@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scloud.model.errors import CloudError
+from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
-from scloud.model.specs import DiskSpec, VpcSpec
+from scloud.model.specs import DiskSpec, SecurityGroupSpec, VpcSpec
 from scloud.model.statuses import DiskStatus, Status
 from scloud.store import nodes, operations, tables, tokens
 from scloud.store.database import Store, Tx
@@ -76,6 +76,55 @@ def test_a_work_item_is_tried_again_later(store: Store, clock: Clock) -> None:
     store.write_now(lambda tx: operations.enqueue(tx, "vm/1"))
     store.write_now(lambda tx: operations.retry(tx, later, delay=60))  # overtaken by the new request
     assert [found.attempts for found in store.read_now(operations.due)] == [0]
+
+
+# --- names that the writer remembers
+
+
+def test_what_is_remembered_of_a_name_is_what_a_reader_finds(store: Store) -> None:
+    """Made, renamed, changed, undone, taken by another, removed: after each, the writer finds what is there."""
+
+    def group(name: str, account: str = "acc-1") -> Resource:
+        return store.write_now(
+            lambda tx: create(tx, Kind.SECURITY_GROUP, account, name, SecurityGroupSpec(), Status(state=State.READY))
+        )
+
+    def found(tx: Tx) -> list[Resource | None]:
+        result: list[Resource | None] = []
+        for name in ("a", "b", first.id):
+            for account in ("acc-1", "acc-2", None):
+                try:
+                    result.append(get(tx, Kind.SECURITY_GROUP, name, account))
+                except CloudError:
+                    result.append(None)
+        return result
+
+    def agree() -> int:
+        seen = store.write_now(found)
+        assert seen == store.write_now(found) == store.read_now(found)
+        return sum(row is not None for row in seen)
+
+    def undone(tx: Tx) -> None:
+        save(tx, first, name="b")
+        assert get(tx, Kind.SECURITY_GROUP, "b", "acc-1").id == first.id
+        raise CloudError(ErrorKind.CONFLICT, "no")
+
+    first = group("a")
+    assert agree() == 3
+    with pytest.raises(CloudError, match="no"):
+        store.write_now(undone)
+    assert agree() == 3
+    first = store.write_now(lambda tx: save(tx, first, name="b"))
+    assert agree() == 3
+    first = store.write_now(lambda tx: save(tx, first, status=Status(state=State.UPDATING, reason="x")))
+    assert agree() == 3
+    other = group("a")
+    group("b", "acc-2")
+    assert agree() == 5
+    store.write_now(lambda tx: remove(tx, first))
+    assert agree() == 2
+    store.write_now(lambda tx: save(tx, other, name=other.id, gone=True))
+    assert agree() == 1
 
 
 # --- operations

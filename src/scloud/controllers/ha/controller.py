@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from scloud.controllers import migration, node_state
@@ -66,6 +68,8 @@ class HaController:
         self._fencer = Fencer(store, sessions)
         self._heard: dict[str, float] = {}
         self._nodes: dict[str, NodeView] = {}
+        self._unspoken_s = 0.0
+        """What `unspoken_s` is at least, for each of them."""
         self._stale: set[str] | None = None
         """Of these nodes the views are to be read anew; None: of all."""
         self._memory: detector.Memory | None = None
@@ -119,6 +123,9 @@ class HaController:
         await self._refresh()
         assert self._memory is not None
         now = asyncio.get_running_loop().time()
+        if self._all_is_well(now, self._memory):
+            self._memory = replace(self._memory, looked_at=now)
+            return
         views = tuple([self._heard_of(view) for view in self._nodes.values()])
         results, self._results = self._results, {}
         decision = detector.detect(now, views, self._memory, results)
@@ -134,6 +141,13 @@ class HaController:
             if incident is not None:
                 self._deal_with(incident)
 
+    def _all_is_well(self, now: float, memory: detector.Memory) -> bool:
+        if self._results or self.conditions:
+            return False
+        of = self._sessions.get
+        heard = (None if (session := of(id)) is None else session.last_heard for id in self._nodes)
+        return detector.all_is_well(now, heard, self._unspoken_s, memory)
+
     async def _refresh(self) -> None:
         """Read anew what has changed; of thousands of nodes that come back after a takeover, not all for each."""
         stale, self._stale = self._stale, set()
@@ -144,9 +158,11 @@ class HaController:
         except BaseException:
             self._stale = None
             raise
+        least = min((detector.unspoken_s(view.settings) for view in fresh.values()), default=math.inf)
         if stale is None:
-            self._nodes = fresh
+            self._nodes, self._unspoken_s = fresh, least
             return
+        self._unspoken_s = min(self._unspoken_s, least)
         for id in stale - fresh.keys():
             self._nodes.pop(id, None)
         self._nodes.update(fresh)
