@@ -87,6 +87,11 @@ class Directory:
         keys.update(f"group/{group}" for group in self._node_groups[node])
         return {key for key in keys if self.wish(node, key) is not None}
 
+    def vms_of(self, node: str) -> list[DesiredVm]:
+        """The VMs the node is to have, each as this node is told of it."""
+        told = (self._told[key].get(node) for key in self._placed[node] if key in self._told)
+        return [entry[0] for entry in told if entry is not None]
+
     def tunnel_ip(self, node: str) -> str:
         return self._tunnel_ip.get(node, "")
 

@@ -20,7 +20,7 @@ from scloud.controllers.ha import recovery as moves
 from scloud.controllers.ha.fencing import Fencer, admit, keep_out
 from scloud.controllers.placement import Loads
 from scloud.controllers.sessions import Session, Sessions
-from scloud.model.desired import DesiredDisk, DesiredVm
+from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError
 from scloud.model.ha import HaSettings, Incident, IncidentState, Moment
 from scloud.model.kinds import Kind, State
@@ -341,13 +341,11 @@ class HaController:
     def _wished(self, node: str) -> dict[str, bool]:
         """The VMs that a node is to have, with whether they have disks in a pool."""
         found = {}
-        for key in self._directory.wishes(node):
-            entry = self._directory.wish(node, key)
-            if entry is not None and isinstance(entry[0], DesiredVm):
-                disks = [self._directory.wish(node, f"disk/{disk.id}") for disk in entry[0].disks]
-                found[entry[0].id] = any(
-                    disk is None or (isinstance(disk[0], DesiredDisk) and disk[0].pool is not None) for disk in disks
-                )
+        for vm in self._directory.vms_of(node):
+            disks = [self._directory.wish(node, f"disk/{disk.id}") for disk in vm.disks]
+            found[vm.id] = any(
+                disk is None or (isinstance(disk[0], DesiredDisk) and disk[0].pool is not None) for disk in disks
+            )
         return found
 
 
