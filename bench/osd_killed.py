@@ -25,11 +25,9 @@ import argparse
 import itertools
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,25 +38,15 @@ from typing import Any
 import rados
 import rbd
 
-REPO = Path(__file__).resolve().parent.parent
+from storage_lab import StorageLab, storage_lab
+
 IMAGE, IMAGE_BYTES, BLOCK = "bench", 1 << 30, 4096
 FILL_BYTES = 256 << 20
 LIMIT_S = 120.0
 
 
-class Lab:
-    """One lab, its cluster's administrator, and its processes."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._env = {**os.environ, "SCLOUD_LAB_ROOT": str(root / "lab"), "SCLOUD_CONFIG": str(root / "config")}
-        self._env.pop("SCLOUD_CONTEXT", None)
-
-    def scloud(self, *argv: str) -> str:
-        done = subprocess.run([str(REPO / "scloud"), *argv], env=self._env, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"scloud {' '.join(argv)}: {done.stderr or done.stdout}")
-        return done.stdout
+class Lab(StorageLab):
+    """Its cluster's administrator, and its processes."""
 
     def daemon(self, name: str) -> tuple[str, int]:
         """(node, pid), once it runs."""
@@ -268,36 +256,38 @@ class Bench:
         return stall, self._whole(osd, epoch, time.monotonic())
 
 
-def fill(image: Any) -> None:
+def fill(image: Any, size_bytes: int) -> None:
     """What there is to be made whole again."""
     piece = os.urandom(1 << 22)
-    for at in range(0, FILL_BYTES, len(piece)):
+    for at in range(0, size_bytes, len(piece)):
         image.write(piece, at)
     image.flush()
 
 
-def measure(root: Path, runs: int, more: bool) -> dict[str, list[tuple[float, float]]]:
-    lab = Lab(root)
-    lab.scloud("lab", "up", "--nodes", "3", "--ceph")
-    try:
-        with lab.administrator() as admin, rados.Rados(name="client.scloud-n2", conffile=str(lab.conf)) as handle:
-            pool = json.loads(lab.scloud("pool", "show", "standard", "-o", "json"))["spec"]["rados_name"]
-            with handle.open_ioctx(pool) as io:
-                rbd.RBD().create(io, IMAGE, IMAGE_BYTES)
-                with rbd.Image(io, IMAGE) as image:
-                    fill(image)
-                    bench = Bench(lab, Cluster(admin), pool, image)
-                    ways = {"agent": bench.agent, "by hand": bench.by_hand, "nobody": bench.nobody}
-                    if more:
-                        ways |= {"hangs": bench.hang, "node": bench.node, "cut off": bench.cut_off}
-                    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-                    # In turn, so that all meet the same neighbours on the machine.
-                    for _ in range(runs):
-                        for name, way in ways.items():
-                            rows[name].append(bench.run(way))
-                return rows
-    finally:
-        lab.scloud("lab", "down", "--purge")
+@contextmanager
+def client_image(lab: Lab, size_bytes: int) -> Iterator[tuple[Cluster, str, Any]]:
+    """(the cluster, the RADOS name of a pool of three copies, a new image there that n2's client has open)."""
+    with lab.administrator() as admin, rados.Rados(name="client.scloud-n2", conffile=str(lab.conf)) as handle:
+        pool = json.loads(lab.scloud("pool", "show", "standard", "-o", "json"))["spec"]["rados_name"]
+        with handle.open_ioctx(pool) as io:
+            rbd.RBD().create(io, IMAGE, size_bytes)
+            with rbd.Image(io, IMAGE) as image:
+                yield Cluster(admin), pool, image
+
+
+def measure(lab: Lab, runs: int, more: bool) -> dict[str, list[tuple[float, float]]]:
+    with client_image(lab, IMAGE_BYTES) as (cluster, pool, image):
+        fill(image, FILL_BYTES)
+        bench = Bench(lab, cluster, pool, image)
+        ways = {"agent": bench.agent, "by hand": bench.by_hand, "nobody": bench.nobody}
+        if more:
+            ways |= {"hangs": bench.hang, "node": bench.node, "cut off": bench.cut_off}
+        rows: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        # In turn, so that all meet the same neighbours on the machine.
+        for _ in range(runs):
+            for name, way in ways.items():
+                rows[name].append(bench.run(way))
+        return rows
 
 
 def spread(values: list[float]) -> str:
@@ -309,12 +299,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--more", action="store_true", help="also what hangs, a node killed, a node cut off")
     options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="scloud-osd-"))
-    root.chmod(0o711)  # dnsmasq reads its files as another user
-    try:
-        rows = measure(root, options.runs, options.more)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with storage_lab() as made:
+        rows = measure(Lab(made.root), options.runs, options.more)
     print(f"primary OSD lost, {options.runs} runs each: median (min - max), seconds")
     print(f"{'':14} {'client stall':22} {'whole again':22}")
     for name, values in rows.items():

@@ -1,7 +1,7 @@
 """I/O of a VM's disk in a storage cluster's pool, beside plain librbd (`rbd bench`) on the same pool in the same run.
 
     apt-get install gcc          # for the guest's writer
-    sudo .venv/bin/python bench/storage_io.py [--runs 5]
+    sudo .venv/bin/python bench/storage_io.py [--runs 5] [--depth 16]
 
 In a lab of three nodes with a real cluster, in turn, at the same depth, on images of the same size that are written:
 
@@ -24,7 +24,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage_lab import DISK_TYPE, REPO, StorageLab, finished, storage_lab
@@ -186,7 +186,9 @@ def show(load: Load, found: dict[str, list[Run]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs: int = parser.parse_args().runs
+    parser.add_argument("--depth", type=int, default=16, help="requests under way at once, in all three ways")
+    options = parser.parse_args()
+    runs: int = options.runs
     with storage_lab() as lab:
         bench = Bench(lab)
         bench.prepare()
@@ -194,6 +196,7 @@ def main() -> None:
             f"requests a second, {runs} runs in turn: median (min - max), MiB/s, ratio to librbd; processor time of one"
         )
         for load in LOADS:
+            load = replace(load, depth=options.depth, requests=load.requests * max(1, options.depth // load.depth))
             show(load, bench.measure(load, runs))
 
 

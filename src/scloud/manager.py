@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -38,9 +38,11 @@ from scloud.model.errors import not_found
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import AccountSpec, ClusterSpec
 from scloud.model.statuses import ImageStatus, Status
+from scloud.standby.aside import HEARD_S
 from scloud.standby.copies import keep_copies
 from scloud.standby.leadership import Leadership
-from scloud.standby.relay import NOBODY_LEADS, Relay
+from scloud.standby.lobby import Lobby
+from scloud.standby.relay import Relay, apologise
 from scloud.store import tokens
 from scloud.store.database import Store, Tx, open_postgres, open_sqlite
 from scloud.store.lease import Holder, LeaseLost, take_lease
@@ -56,9 +58,11 @@ LEASE_S = 10.0
 DATABASE_AGAIN_S = 1.0
 LEADS_NO_MORE = 3
 """The exit status of a manager whose lease was lost."""
+LAST_WRITES_S = 3.0
+"""How long a manager that is told to end waits for a database that others may lead with."""
 
 
-def prepare(store: Store, token_file: Path) -> None:
+async def prepare(store: Store, token_file: Path) -> None:
     """The first account, cluster and token; nothing if they are there."""
 
     def first(tx: Tx) -> str | None:
@@ -72,7 +76,7 @@ def prepare(store: Store, token_file: Path) -> None:
         tokens.add(tx, account.id, "first", secret)
         return secret
 
-    secret = store.write_now(first)
+    secret = await store.write(first)
     if secret is not None:
         write_private(token_file, secret + "\n")
 
@@ -133,42 +137,53 @@ class Process:
             migrate(store)
             epoch, lock = lead_alone(store, self._place.root, self._me)
             try:
-                await self._lead(store, epoch, ca_in_folder(self._place.pki), told, None)
+                await self._lead(Manager(store, self._files, epoch=epoch), told)
             finally:
                 store.close()
                 os.close(lock)
             return
         store = open_postgres(self._place.database, clock=time.time)
-        try:
-            leadership = Leadership(store, self._me)
-            stand_by = asyncio.ensure_future(self._stand_by(store, leadership))
-            stopping = asyncio.ensure_future(told.wait())
-            await asyncio.wait([stand_by, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not stand_by.done():
-                stand_by.cancel()
-                await asyncio.gather(stand_by, return_exceptions=True)
-                return
-            epoch = stand_by.result()
-            ca = await store.write(make_ca_in_database)
-            await self._lead(store, epoch, ca, told, leadership)
-            await leadership.give_up()
-        finally:
-            store.close()
+        # Whoever has lost the lease does not come to the end of this: nothing waits for a database that may be away.
+        await self._share(store, told)
+        store.close(LAST_WRITES_S)
+
+    async def _share(self, store: Store, told: asyncio.Event) -> None:
+        """Stand by, then lead, until told to end."""
+        leadership = Leadership(store, self._me)
+        stand_by = asyncio.ensure_future(self._stand_by(store, leadership))
+        stopping = asyncio.ensure_future(told.wait())
+        await asyncio.wait([stand_by, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not stand_by.done():
+            stand_by.cancel()
+            await asyncio.gather(stand_by, return_exceptions=True)
+            return
+        manager = Manager(store, self._files, epoch=stand_by.result())
+        keeping = asyncio.ensure_future(leadership.keep(lambda: manager.sessions.heard(HEARD_S)))
+        leading = asyncio.ensure_future(self._lead(manager, told))
+        await asyncio.wait([keeping, leading], return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            # Nothing of what it would do in order may be done by one that leads no more.
+            self._ready_file.unlink(missing_ok=True)
+            raise keeping.exception() or LeaseLost(manager.epoch, None)
+        keeping.cancel()
+        leading.result()
+        await leadership.give_up()
 
     async def _stand_by(self, store: Store, leadership: Leadership) -> int:
         """The epoch in which this manager leads, once it does."""
-        await self._until_migrated(store)
+        lobby = Lobby(leadership.link, asyncio.get_running_loop().time)
         relays = [
             asyncio.ensure_future(part)
             for part in (
-                Relay(self._api, leadership.api, NOBODY_LEADS).run(),
-                Relay(self._link, leadership.link).run(),
-                self._keep_copies(store, leadership),
+                Relay(self._api, leadership.api, apologise).run(),
+                Relay(self._link, lobby.target, lobby.turn_away).run(),
             )
         ]
-        self._say_ready("standby", 0, "")
         try:
-            return await leadership.gain()
+            await self._until_migrated(store)
+            relays.append(asyncio.ensure_future(self._with_ca(store, leadership, lobby)))
+            self._say_ready("standby", 0, "")
+            return await leadership.gain(lobby.stranded)
         finally:
             self._ready_file.unlink(missing_ok=True)
             for relay in relays:
@@ -184,12 +199,14 @@ class Process:
                 log.warning("the database does not answer, and is asked again: %s", error.orig)
                 await asyncio.sleep(DATABASE_AGAIN_S)
 
-    async def _keep_copies(self, store: Store, leadership: Leadership) -> None:
-        """Images are copied as soon as there is a CA that both this and the leader have."""
+    async def _with_ca(self, store: Store, leadership: Leadership, lobby: Lobby) -> None:
+        """What begins as soon as there is a CA that both this and the leader have."""
         while (ca := await self._shared_ca(store)) is None:
             await asyncio.sleep(DATABASE_AGAIN_S)
         authority = Authority(ca, self._place.pki, [])
-        await keep_copies(store, self._files.path, leadership.link, authority.as_client)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_copies(store, self._files.path, leadership.link, authority.as_client))
+            group.create_task(lobby.watch(authority))
 
     @staticmethod
     async def _shared_ca(store: Store) -> pki.Credentials | None:
@@ -204,11 +221,13 @@ class Process:
         write_private(self._ready_file, json.dumps(told | {"pid": os.getpid(), "epoch": epoch}))
         log.info("manager ready as %s, epoch %d, API at %s", role, epoch, self._url)
 
-    async def _lead(
-        self, store: Store, epoch: int, ca: pki.Credentials, told: asyncio.Event, leadership: Leadership | None
-    ) -> None:
-        prepare(store, self._place.root / "admin.token")
-        manager = Manager(store, self._files, epoch=epoch)
+    async def _lead(self, manager: Manager, told: asyncio.Event) -> None:
+        """Until told to end."""
+        garbage.begin()
+        store = manager.store
+        shared = self._place.database is not None
+        ca = await store.write(make_ca_in_database) if shared else ca_in_folder(self._place.pki)
+        await prepare(store, self._place.root / "admin.token")
         authority = Authority(ca, self._place.pki, [self._place.link[0], self._place.api[0]])
 
         async def send_image(connection: Channel, image: str) -> None:
@@ -225,31 +244,23 @@ class Process:
         web = uvicorn.Server(self._web_config(app, authority))
         loop = asyncio.get_running_loop()
         working = loop.create_task(manager.run())
-        tasks: list[asyncio.Task[Any]] = [working]
-        if leadership is not None:
-            tasks.append(loop.create_task(leadership.keep()))
         ready = loop.create_task(manager.ready.wait())
-        await asyncio.wait([*tasks, ready], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, ready], return_when=asyncio.FIRST_COMPLETED)
         tls_link = pki.server_context(authority.certificate, authority.key, authority.ca_path)
         accepting = await channel.serve(server.handle, self._link, tls_link)
         serving = loop.create_task(web._serve([self._api]))  # serve() would take the signals for itself
-        self._say_ready("leader", epoch, context.ca_pin)
-        garbage.begin()
+        self._say_ready("leader", manager.epoch, context.ca_pin)
         collecting = loop.create_task(garbage.collect_when_idle())
         stopping = loop.create_task(told.wait())
-        await asyncio.wait([*tasks, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         self._ready_file.unlink(missing_ok=True)
-        if leadership is not None and tasks[-1].done():
-            # Nothing of what it would do in order may be done by one that leads no more.
-            raise tasks[-1].exception() or LeaseLost(epoch, None)
         web.should_exit = True
         streams.close()
         accepting.close()
-        for session in manager.sessions:
-            await session.hang_up()
-        for task in (collecting, stopping, *tasks):
+        await asyncio.gather(*(session.hang_up() for session in manager.sessions))
+        for task in (collecting, stopping, working):
             task.cancel()
-        results = await asyncio.gather(serving, *tasks, return_exceptions=True)
+        results = await asyncio.gather(serving, working, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -308,9 +319,21 @@ def main() -> int:
             runner.run(Process(place).run())
         except LeaseLost as error:
             log.error("%s", error)
-            logging.shutdown()
-            os._exit(LEADS_NO_MORE)
+            _end_now(LEADS_NO_MORE)
+        except Exception:
+            if place.database is None:
+                raise
+            log.exception("this manager ends")
+            _end_now(1)
+        if place.database is not None:
+            _end_now(0)
     return 0
+
+
+def _end_now(status: int) -> NoReturn:
+    """Nothing waits for threads that wait for a database which may never answer. What is committed, is there."""
+    logging.shutdown()
+    os._exit(status)
 
 
 if __name__ == "__main__":

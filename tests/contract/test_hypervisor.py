@@ -492,6 +492,26 @@ async def test_others_domains_are_left_alone(driver: Hypervisor, bench: Bench) -
 
 
 @pytest.mark.engine
+async def test_a_gpu_that_the_node_cannot_give_is_refused_in_libvirts_words(real: RealBench) -> None:
+    """When the domain starts: the host has no IOMMU, or no such device. Without it the same VM starts."""
+    missing = "fffe:3b:00.0"
+    assert not Path(f"/sys/bus/pci/devices/{missing}").exists()
+    driver = real.driver()
+    try:
+        with pytest.raises(CloudError) as refused:
+            await driver.start(real.spec().model_copy(update={"gpus": (missing,)}))
+        assert refused.value.kind is ErrorKind.ENGINE
+        words = refused.value.message
+        assert missing in words or "support passthrough of host PCI devices" in words, words
+        assert not [facts for facts in await driver.domains() if facts.running]
+        await driver.start(real.spec())
+        assert (await facts_of(driver)).running
+    finally:
+        await driver.close()
+        real.clean()
+
+
+@pytest.mark.engine
 async def test_at_once_does_not_wait_for_a_process_that_does_not_obey(real: RealBench) -> None:
     """As one does not that waits for storage which is gone: libvirt alone takes 10 s to kill it."""
     driver = real.driver()

@@ -112,10 +112,13 @@ async def test_a_writer_is_cut_off_in_the_middle_of_writing(bench: RbdBench) -> 
     try:
         await victim.until(50)
         await bystander.until(5)
-        assert not await mine.is_fenced(OTHER)
+        assert mine.answer_s() == 0.0
+        assert not await mine.is_fenced(OTHER) and not await theirs.is_cut_off()
+        assert 0.0 < mine.answer_s() < 30.0
         await mine.fence(OTHER)
         after = await last_of(bench, "dsk-1")
         assert await mine.is_fenced(OTHER)
+        assert await theirs.is_cut_off() and not await mine.is_cut_off(), "the monitors say so to who is on their list"
         while await victim.read():
             pass
         assert victim.refused == "refused 108", "ESHUTDOWN: the cluster took nothing of it any more"
@@ -139,8 +142,12 @@ async def test_a_fenced_node_stays_away_until_it_is_let_back_in(bench: RbdBench)
             await call
         assert caught.value.kind == ErrorKind.CONFLICT
     restarted = bench.driver(OTHER, "scloud-n2")
+    with pytest.raises(CloudError, match="no pool yet"):
+        await restarted.is_cut_off()  # it was not there when the node was, and is not on the list
     with pytest.raises(CloudError, match="cut off"):
         await restarted.show("dsk-1")
+    with pytest.raises(CloudError, match="no pool yet"):
+        await restarted.is_cut_off()
     facts = await mine.show("dsk-1")
     assert facts is not None and facts.snapshots == ()
     # By a driver on the fenced node itself: when every node was cut off, one of them has to be the first.

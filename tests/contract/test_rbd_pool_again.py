@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from rbd_bench import NODE
 
 from scloud.drivers.storage.rbd import RadosPool, RbdStorage
-from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess
-from support.ceph_rig import CephRig
+from scloud.drivers.storage.rbd_cluster import Cluster, ClusterAccess, Session, omap
+from scloud.drivers.storage.rbd_names import SESSIONS
+from scloud.model.errors import CloudError, ErrorKind
+from support.ceph_rig import MON_CAPS, CephRig
 
 pytestmark = pytest.mark.engine
 STAYS, GOES = "again-stays", "again-goes"
-CLIENT, OTHER = "scloud-again", "nod-2"
+CLIENT, LATER, ANEW, OTHER = "scloud-again", "scloud-later", "scloud-anew", "nod-2"
 
 
 @pytest.fixture
@@ -63,3 +67,61 @@ async def test_a_pool_that_is_gone_keeps_nobody_from_being_cut_off(pools: CephRi
     await staying.fence(OTHER)
     await staying.close()
     pools.make_pool(GOES)
+
+
+def allow(ceph: CephRig, client: str, *pools: str) -> None:
+    osd = ", ".join(f"profile rbd pool={pool}" for pool in pools)
+    ceph.mon("auth caps", entity=f"client.{client}", caps=["mon", MON_CAPS, "osd", osd])
+
+
+async def test_a_pool_that_the_key_reaches_only_now_is_used_at_once(ceph: CephRig) -> None:
+    """OSDs go by what a key was allowed when its session began. What the former session does is not broken off."""
+    ceph.make_pool(STAYS)
+    key = ceph.make_client(LATER, STAYS)
+    cluster = Cluster(ClusterAccess(NODE, "test", ceph.mon_host, LATER, key))
+    old = RbdStorage(cluster, RadosPool(STAYS), ceph.conf)
+    await old.create("dsk-1", 4, None)
+    ceph.make_pool(GOES)
+    allow(ceph, LATER, STAYS, GOES)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(session: Session) -> str:
+        begun.set()
+        assert go_on.wait(30)
+        session.open(STAYS).get_stats()
+        return session.address
+
+    under_way = asyncio.ensure_future(cluster.run("be slow", slow))
+    try:
+        await asyncio.to_thread(begun.wait, 30)
+        new = RbdStorage(cluster, RadosPool(GOES), ceph.conf)
+        await new.create("dsk-2", 4, None)
+        told = await cluster.run("look", lambda session: omap(session.open(GOES), SESSIONS))
+        go_on.set()
+        former = await under_way
+        assert former in told[NODE].split(), "it could not be cut off otherwise"
+        assert len(told[NODE].split()) == 2
+        assert [fact.disk for fact in await old.disks()] == ["dsk-1"]
+    finally:
+        go_on.set()
+        await asyncio.gather(under_way, return_exceptions=True)
+    await new.close()
+    await old.close()
+    for name in (STAYS, GOES):
+        ceph.delete_pool(name)
+
+
+async def test_a_key_that_was_allowed_too_little_is_tried_anew(ceph: CephRig) -> None:
+    ceph.make_pool(STAYS)
+    ceph.make_pool(GOES)
+    key = ceph.make_client(ANEW, STAYS)
+    cluster = Cluster(ClusterAccess(NODE, "test", ceph.mon_host, ANEW, key))
+    refused = RbdStorage(cluster, RadosPool(GOES), ceph.conf)
+    with pytest.raises(CloudError) as caught:
+        await refused.create("dsk-2", 4, None)
+    assert caught.value.kind is ErrorKind.FORBIDDEN
+    allow(ceph, ANEW, STAYS, GOES)
+    await refused.create("dsk-2", 4, None)
+    await refused.close()
+    for name in (STAYS, GOES):
+        ceph.delete_pool(name)

@@ -17,6 +17,7 @@ from scloud.drivers.storage.fake import FakeDisk, FakeStorage
 from scloud.drivers.storage.local import LocalStorage
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Storage
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import PoolLeft
 from scloud.model.snapshots import DiskLimits
 
 MIB = 1024 * 1024
@@ -472,3 +473,18 @@ async def test_what_is_nothing_of_ours_is_told_and_left_alone(bench: Bench) -> N
     storage = bench.restart()
     assert await storage.strangers() == ["my backup", "somebodys"]
     assert [facts.disk for facts in await storage.disks()] == ["dsk-1"]
+
+
+async def test_of_what_is_made_anew_or_deleted_nothing_remains(bench: Bench) -> None:
+    await bench.storage.create("dsk-1", 8, None)
+    bench.write("dsk-1", 0, b"former")
+    await bench.storage.create("dsk-1", 8, None, 1)
+    assert not await bench.storage.remains("dsk-1")
+    bench.write("dsk-1", 0, b"latter")
+    await bench.storage.clear("dsk-1")
+    await bench.storage.mend("dsk-1")
+    assert bench.read("dsk-1", 0, 6) == b"latter"
+    assert await bench.storage.left() == PoolLeft()
+    await bench.storage.delete("dsk-1")
+    assert not await bench.storage.remains("dsk-1")
+    assert await bench.storage.left() == PoolLeft() and await bench.storage.disks() == []

@@ -1,4 +1,4 @@
-"""Real storage clusters on the lab's nodes: grown, hurt, shrunk and removed, two side by side.
+"""Real storage clusters on the lab's nodes: grown, hurt, shrunk and removed, two side by side under one VM.
 
 Objects are written with a node's own key, and read back after everything that is done to the cluster.
 """
@@ -16,12 +16,13 @@ import pytest
 import rados
 import rbd
 
-from lab.cloud import Lab, until
+from lab.cloud import Guest, Lab, until
 from scloud.drivers.ceph import osds
 from support.figures import Figures
 
-CLUSTER, POOL, SECOND = "grown", "grown", "beside"
+CLUSTER, POOL, SECOND, SINGLE = "grown", "grown", "beside", "single"
 OBJECTS = 60
+BOTH_MIB = 8
 NODES = ("n1", "n2", "n3")
 
 
@@ -39,18 +40,20 @@ def conditions(lab: Lab) -> dict[str, str]:
     return {item["name"]: item["message"] for item in found if item["level"] != "info"}
 
 
-def healthy(lab: Lab, name: str = CLUSTER) -> bool:
+def clean(lab: Lab, name: str = CLUSTER) -> bool:
     status = cluster(lab, name)["status"]
-    clean = {"active+clean"} >= {
-        state.replace("+scrubbing", "").replace("+deep", "") for state in status["placement_groups"]
-    }
-    return status["state"] == "ready" and clean and not any(item["level"] != "info" for item in status["conditions"])
+    states = {state.replace("+scrubbing", "").replace("+deep", "") for state in status["placement_groups"]}
+    return status["state"] == "ready" and {"active+clean"} >= states
+
+
+def healthy(lab: Lab, name: str = CLUSTER) -> bool:
+    return clean(lab, name) and all(item["level"] == "info" for item in cluster(lab, name)["status"]["conditions"])
 
 
 @contextmanager
-def access(lab: Lab, node: str) -> Iterator[rados.Rados]:
+def access(lab: Lab, node: str, name: str = CLUSTER) -> Iterator[rados.Rados]:
     """As the node itself."""
-    folder = lab.node_root(node) / "ceph" / cluster(lab)["id"]
+    folder = lab.node_root(node) / "ceph" / cluster(lab, name)["id"]
     (keyring,) = folder.glob(f"*client.scloud-{node}*")
     options = {"keyring": str(keyring), "client_mount_timeout": "10", "rados_osd_op_timeout": "20"}
     handle = rados.Rados(name=f"client.scloud-{node}", conffile=str(folder / "ceph.conf"), conf=options)
@@ -65,16 +68,14 @@ def content(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest() * 4096
 
 
-def write_all(lab: Lab) -> None:
-    pool = lab.show("pools", POOL)["spec"]["rados_name"]
-    with access(lab, "n1") as handle, handle.open_ioctx(pool) as io:
+def write_all(lab: Lab, name: str = CLUSTER, pool: str = POOL) -> None:
+    with access(lab, "n1", name) as handle, handle.open_ioctx(lab.show("pools", pool)["spec"]["rados_name"]) as io:
         for number in range(OBJECTS):
             io.write_full(f"object-{number}", content(number))
 
 
-def read_all(lab: Lab, node: str = "n2") -> None:
-    pool = lab.show("pools", POOL)["spec"]["rados_name"]
-    with access(lab, node) as handle, handle.open_ioctx(pool) as io:
+def read_all(lab: Lab, node: str = "n2", name: str = CLUSTER, pool: str = POOL) -> None:
+    with access(lab, node, name) as handle, handle.open_ioctx(lab.show("pools", pool)["spec"]["rados_name"]) as io:
         for number in range(OBJECTS):
             assert io.read(f"object-{number}", len(content(number))) == content(number), number
 
@@ -94,7 +95,10 @@ def stored(lab: Lab) -> Iterator[Lab]:
     try:
         yield lab
     finally:
-        for kind, name in (("pool", POOL), ("storage-cluster", SECOND), ("storage-cluster", CLUSTER)):
+        for kind, name in (
+            *(("pool", SINGLE), ("pool", POOL)),
+            *(("storage-cluster", SECOND), ("storage-cluster", CLUSTER)),
+        ):
             if lab.has(f"{kind}s", name):
                 lab.ok(kind, "delete", name)
 
@@ -178,9 +182,9 @@ def test_what_is_in_use_is_not_deleted_and_who_uses_it_is_told(stored: Lab, blan
     assert not any(name.startswith("dsk-") for name in images(lab)), before
 
 
-def images(lab: Lab) -> set[str]:
+def images(lab: Lab, node: str = "n3", name: str = CLUSTER, pool: str = POOL) -> set[str]:
     """What the cluster itself says is in the pool."""
-    with access(lab, "n3") as handle, handle.open_ioctx(lab.show("pools", POOL)["spec"]["rados_name"]) as io:
+    with access(lab, node, name) as handle, handle.open_ioctx(lab.show("pools", pool)["spec"]["rados_name"]) as io:
         return set(rbd.RBD().list(io))
 
 
@@ -266,18 +270,81 @@ def test_a_device_is_replaced(stored: Lab) -> None:
     read_all(stored)
 
 
-def test_two_clusters_side_by_side_and_nothing_is_left_of_them(stored: Lab) -> None:
+@pytest.fixture(scope="module")
+def beside(stored: Lab) -> Lab:
+    """With a second cluster beside the first: of one node, with one OSD."""
     stored.ok("storage-cluster", "create", SECOND, "--nodes", "n1", "--device", f"{device(stored, 'n1', 'z')}:4G:hdd")
+    return stored
+
+
+def test_a_vm_has_disks_in_both_of_two_clusters(beside: Lab) -> None:
+    """Its system disk is in the first, another in the second: written from the guest, read back in the guest past its
+    cache, also after it has been started anew, and from the second cluster itself."""
+    lab = beside
+    lab.ok("pool", "create", SINGLE, "--cluster", SECOND, "--redundancy", "replica:1")
+    thin = until(lambda: lab.show("pools", SINGLE)["status"]["conditions"], "a warning", 30.0)
+    assert [one["level"] for one in thin] == ["warning"] and "one copy of everything" in thin[0]["message"], thin
+    for disk_type, pool in (("first", POOL), ("second", SINGLE)):
+        lab.ok("disk-type", "create", disk_type, "--pool", pool)
+    guest = lab.create("both", "--node", "n1", "--disk-type", "first")
+    disk = lab.json("disk", "create", "other", "--size", "64M", "--type", "second")["id"]
+    lab.ok("disk", "attach", "other", "both")
+    (system,) = [one["id"] for one in lab.items("/disks", vm=guest.id) if one["spec"]["system"]]
+    placed = (images(lab), images(lab, "n1", SECOND, SINGLE))
+    where = {one: [any(name.startswith(one) for name in names) for names in placed] for one in (system, disk)}
+    assert where == {system: [True, False], disk: [False, True]}, placed
+    device_name = guest.device_of("other")
+    wanted = guest.run(
+        f"dd if=/dev/urandom of=/root/kept bs=1M count={BOTH_MIB} 2>/dev/null; sync; "
+        f"dd if=/root/kept of=/dev/{device_name} bs=1M oflag=direct conv=fsync 2>/dev/null; sha256sum < /root/kept"
+    )
+    assert _both(guest, device_name) == [wanted, wanted]
+    with (
+        access(lab, "n1", SECOND) as handle,
+        handle.open_ioctx(lab.show("pools", SINGLE)["spec"]["rados_name"]) as io,
+        rbd.Image(io, next(name for name in placed[1] if name.startswith(disk)), read_only=True) as image,
+    ):
+        assert hashlib.sha256(image.read(0, BOTH_MIB << 20)).hexdigest() == wanted.split()[0]
+    lab.ok("vm", "stop", "both")
+    guest.forget()
+    lab.ok("vm", "start", "both")
+    guest.wait_boot()
+    assert _both(guest, guest.device_of("other")) == [wanted, wanted]
+    lab.ok("disk", "detach", "other")
+    serials = "cat /sys/block/vd*/serial"
+    until(lambda: disk[-20:] not in guest.run(serials), "it is gone from the guest", 20.0)
+    assert system[-20:] in guest.run(serials)
+    assert guest.run("echo 3 > /proc/sys/vm/drop_caches; sha256sum < /root/kept") == wanted
+    guest.forget()
+    lab.ok("vm", "delete", "both")
+    lab.ok("disk", "delete", "other", "--now")
+    lab.ok("disk-type", "delete", "first", "second")
+    lab.ok("pool", "delete", SINGLE)
+    until(lambda: healthy(lab, SECOND), "the second cluster is as before", 30.0)
+
+
+def _both(guest: Guest, other: str) -> list[str]:
+    """Checksums of what is on both disks, past the guest's cache."""
+    read = f"dd if=/dev/{other} bs=1M count={BOTH_MIB} iflag=direct 2>/dev/null | sha256sum"
+    return guest.run(f"echo 3 > /proc/sys/vm/drop_caches; sha256sum < /root/kept; {read}").splitlines()
+
+
+def test_two_clusters_side_by_side_and_nothing_is_left_of_them(beside: Lab) -> None:
+    stored = beside
     assert len(daemons(stored)) == 8 + 3
     assert stored.audit()["clean"]
-    # It moves to another node, with its only monitor.
+    # It moves to another node, with its only monitor and all that is in it.
+    stored.ok("pool", "create", SINGLE, "--cluster", SECOND, "--redundancy", "replica:1")
+    write_all(stored, SECOND, SINGLE)
     stored.ok("storage-cluster", "node", "add", SECOND, "n2")
     stored.ok("storage-cluster", "device", "add", SECOND, device(stored, "n2", "z"), "--size", "4G", "--media", "hdd")
     stored.ok("storage-cluster", "node", "remove", SECOND, "n1", timeout=120.0)
-    until(lambda: healthy(stored, SECOND), "healthy on the other node", 60.0)
+    until(lambda: clean(stored, SECOND), "all is on the other node", 60.0)
     status = cluster(stored, SECOND)["status"]
     assert status["monitors_up"] == ["n2"] and [osd["node"] for osd in status["osds"]] == ["n2"]
     until(lambda: len(daemons(stored)) == 8 + 3, "nothing of it is left on the first", 30.0)
+    read_all(stored, "n2", SECOND, SINGLE)
+    stored.ok("pool", "delete", SINGLE)
     stored.ok("storage-cluster", "delete", SECOND)
     assert len(daemons(stored)) == 8
     read_all(stored)

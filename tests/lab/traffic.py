@@ -40,28 +40,31 @@ class Talking:
     """One TCP connection on which a guest says a number ten times a second, and another notes when it heard it."""
 
     EVERY_S = 0.1
-    PORT = 9099
+    _ports = itertools.count(9099)
 
     def __init__(self, speaker: Guest, listener: Guest) -> None:
         self.listener = listener
+        self.port = next(self._ports)
+        self.file = f"/tmp/heard.{self.port}"
         speaker.run(f"echo 'n=0; while echo $n; do n=$((n+1)); usleep {self.EVERY_S * 1e6:.0f}; done' > /tmp/count")
-        speaker.background(f"exec nc -l -p {self.PORT} -e sh /tmp/count")
-        heard = 'while read -r n; do read -r up idle < /proc/uptime; echo "$n $up"; done > /tmp/heard'
-        speaker.run(f"until netstat -lnt | grep -q :{self.PORT}; do usleep 50000; done")
-        listener.background(f"tail -f /dev/null | nc {speaker.ip} {self.PORT} | {heard}")
+        speaker.background(f"exec nc -l -p {self.port} -e sh /tmp/count")
+        heard = f'while read -r n; do read -r up idle < /proc/uptime; echo "$n $up"; done > {self.file}'
+        speaker.run(f"until netstat -lnt | grep -q :{self.port}; do usleep 50000; done")
+        listener.background(f"echo $$ > {self.file}.group; tail -f /dev/null | nc {speaker.ip} {self.port} | {heard}")
         self.goes_on()
 
     def goes_on(self) -> None:
         """Until ten more numbers have been heard."""
-        count = "wc -l < /tmp/heard"
+        count = f"wc -l < {self.file}"
         self.listener.run(
             f"end=$(($({count}) + 10)); until [ $({count}) -ge $end ]; do usleep 50000; done 2> /dev/null"
         )
 
     def stop(self) -> tuple[int, float]:
-        """(numbers heard without one missing, the longest time without any in seconds)."""
+        """(numbers heard without one missing, the longest time without any in seconds); the connection ends."""
         self.goes_on()
-        lines = [line.split() for line in self.listener.run("cat /tmp/heard").splitlines()]
+        ended = f"cat {self.file}; kill -- -$(cat {self.file}.group); rm {self.file}*"
+        lines = [line.split() for line in self.listener.run(ended).splitlines()]
         assert [int(line[0]) for line in lines] == list(range(len(lines))), "another connection, or something was lost"
         return len(lines), max(float(after[1]) - float(before[1]) for before, after in itertools.pairwise(lines))
 

@@ -1,9 +1,10 @@
 """`python -m lab_ceph --minutes 20` in tests/, as root: random faults in a lab of three nodes with a storage cluster.
 
 Three users create, use, migrate and delete VMs and disks meanwhile, and a guest writes and is migrated. Throughout, no
-VM runs and no disk is open in two places. At the end all is healed: what users were promised is so, what runs is what
-should run, the audit is clean, and every write that was acknowledged to the guest is on its disk. The seed is printed;
-it fixes what is done, not when the machine gets round to it.
+VM has a process and no disk is open in two places, unless the cloud says that it is on its way between them. At the end
+all is healed: what users were promised is so, what runs is what should run, the audit is clean, and every write that
+was acknowledged to the guest is on its disk. The seed is printed; it fixes what is done, not when the machine gets
+round to it.
 """
 
 from __future__ import annotations

@@ -54,6 +54,17 @@ def survivor(lab: Lab) -> Iterator[tuple[Guest, Writer]]:
     surviving.remove(lab, guest)
 
 
+@pytest.fixture(scope="package")
+def neighbours(lab: Lab) -> Iterator[tuple[Guest, Guest]]:
+    """Those that talk to the survivor and to one another: one of their own, and hello."""
+    found = lab.create("neighbour", "--disk-type", "standard")
+    yield found, Guest(lab, "hello")
+    found.forget()
+    lab.ok("vm", "delete", found.name)
+
+
 @pytest.fixture
-def protected(lab: Lab, storage: Storage, figures: Figures, survivor: tuple[Guest, Writer]) -> Protected:
-    return Protected(lab, storage, figures, *survivor)
+def protected(
+    lab: Lab, storage: Storage, figures: Figures, survivor: tuple[Guest, Writer], neighbours: tuple[Guest, Guest]
+) -> Protected:
+    return Protected(lab, storage, figures, *survivor, neighbours)

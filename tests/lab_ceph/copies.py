@@ -1,11 +1,13 @@
 """How many copies of each VM there are, looked at throughout: QEMU processes, and RBD watchers of its disks.
 
 QEMU processes are those of the whole machine; watchers are asked for by a program inside a node that the fault spares.
+What a migration excuses is judged by what the cloud says of it (`judge`), and never two that let their guest run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,19 +16,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lab.cloud import REPOSITORY, Lab, until
-from lab_ceph.pace import Pace, incoming, vcpu_ticks
+from lab_ceph.judge import Judge, Several, Twice
+from lab_ceph.on_the_way import Reading, word
+from lab_ceph.pace import Pace, both_run, still, vcpu_ns
 from scloud.lab.plan import need_plan
+from scloud.model.errors import CloudError
 from scloud.node.processes import Process, scan
 
 LOOK_EVERY_S = 0.25
-BESIDE_S = 3.0
-"""Both nodes of a migration have the disks open for so long before and after there are two processes."""
+ASK_EVERY_S = 0.5
 DISK = re.compile(r"\bdsk-[0-9a-z]{16}\b")
 Copies = dict[str, list[str]]
 """The nodes that each VM, or disk, is on."""
@@ -54,10 +60,6 @@ class Seen:
                 found.append(nodes)
         return found
 
-    def twice(self) -> list[tuple[float, str, list[str]]]:
-        """Whatever was in two places at any time."""
-        return [(at, id, nodes) for at, now in self.changes for id, nodes in now.items() if len(nodes) > 1]
-
 
 class Watch:
     """`running` are QEMU processes by VM id, `open` are nodes by disk id that may write to it, as one witness sees it.
@@ -74,15 +76,14 @@ class Watch:
         self._began = time.monotonic()
         self._programs: dict[str, subprocess.Popen[str]] = {}
         self.running = Seen()
-        """Processes that let their guest run; of the two of a migration it is told by their virtual CPUs' time."""
-        self._pairs: list[tuple[float, tuple[str, ...]]] = []
-        """When a VM had processes on which nodes because it migrated."""
-        self._paces: dict[tuple[int, ...], Pace] = {}
-        self._opened: dict[tuple[str, str], list[float]] = {}
-        """When there were processes that were started with a disk, by disk and node."""
+        """All processes there are: of a VM that migrates, both."""
+        self._judge = Judge()
+        self._paces: dict[int, Pace] = {}
         self.opens = {witness: Seen() for witness in witnesses}
-        self._threads = [threading.Thread(target=self._processes)]
-        self._threads += [threading.Thread(target=self._watchers, args=(witness,)) for witness in witnesses]
+        self._broken: list[str] = []
+        """What ended a thread before its time: nothing was seen since."""
+        work = (self._processes, self._ask, *(partial(self._watchers, witness) for witness in witnesses))
+        self._threads = [threading.Thread(target=self._to_the_end, args=(one,)) for one in work]
 
     @property
     def open(self) -> Seen:
@@ -102,28 +103,56 @@ class Watch:
             start_new_session=True,
         )
 
+    def _to_the_end(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            self._broken.append(traceback.format_exc())
+
     def _processes(self) -> None:
         while not self._over.is_set():
             found: dict[str, list[Process]] = {}
+            paces: dict[int, Pace] = {}
             at = time.monotonic() - self._began
             for one in scan():
                 if one.kind == "qemu" and one.mount_namespace in self._namespaces:
-                    for disk in set(DISK.findall(" ".join(one.argv))):
-                        self._opened.setdefault((disk, self._namespaces[one.mount_namespace]), []).append(at)
                     guest = next(part for part in one.argv if part.startswith("guest="))
-                    found.setdefault(guest.removeprefix("guest=").partition(",")[0], []).append(one)
-            self.running.note(at, {vm: self._run(at, processes) for vm, processes in found.items()})
+                    vm = guest.removeprefix("guest=").partition(",")[0]
+                    disks = set(DISK.findall(" ".join(one.argv)))
+                    self._judge.started_with(at, vm, self._namespaces[one.mount_namespace], disks)
+                    found.setdefault(vm, []).append(one)
+                    paces[one.pid] = self._paces.get(one.pid) or Pace()
+                    paces[one.pid].note(at, vcpu_ns(one.pid))
+            self._paces = paces
+            for vm, processes in found.items():
+                if len(processes) > 1:
+                    self._judge.looked(self._look(at, vm, processes))
+            self.running.note(at, {vm: self._nodes(processes) for vm, processes in found.items()})
             self._over.wait(LOOK_EVERY_S)
 
-    def _run(self, at: float, processes: list[Process]) -> list[str]:
-        """The nodes on which one VM runs; one node if it comes to another, and runs on only one of them."""
-        nodes = sorted(self._namespaces[one.mount_namespace] for one in processes)
-        if len(processes) != 2 or not any(incoming(one.argv) for one in processes):
-            return nodes
-        self._pairs.append((at, tuple(nodes)))
-        one, other = sorted(one.pid for one in processes)
-        pace = self._paces.setdefault((one, other), Pace())
-        return nodes if pace.both(at, vcpu_ticks(one), vcpu_ticks(other)) else nodes[:1]
+    def _nodes(self, processes: list[Process]) -> list[str]:
+        return sorted(self._namespaces[one.mount_namespace] for one in processes)
+
+    def _look(self, at: float, vm: str, processes: list[Process]) -> Several:
+        paces = {one.pid: self._paces[one.pid] for one in processes}
+        both = any(both_run(one, other) for one, other in itertools.combinations(paces.values(), 2))
+        return Several(
+            at, vm, self._nodes(processes), both,
+            frozenset(self._namespaces[one.mount_namespace] for one in processes if still(paces[one.pid])),
+        )  # fmt: skip
+
+    def _ask(self) -> None:
+        """What the cloud says of its VMs, until a moment after the end; a manager that is away says nothing."""
+        with self._lab.own_client() as client:
+            names: dict[str, str] = {}
+            last = False
+            while not last:
+                last = self._over.wait(ASK_EVERY_S)
+                asked = time.monotonic() - self._began
+                with contextlib.suppress(CloudError):
+                    names = names or {node["id"]: node["name"] for node in client.pages("/nodes")}
+                    vms = {vm["id"]: word(vm, names) for vm in client.pages("/vms", {"all_accounts": True})}
+                    self._judge.said(Reading(asked, time.monotonic() - self._began, vms))
 
     def _watchers(self, witness: str) -> None:
         while not self._over.is_set():
@@ -143,13 +172,20 @@ class Watch:
             disk: sorted({self._addresses.get(address.partition(":")[0], address) for address in addresses})
             for disk, addresses in said["open"].items()
         }
-        seen.note(said["at"] - self._began, by_node)
+        at = said["at"] - self._began
+        seen.note(at, by_node)
+        for disk, nodes in by_node.items():
+            self._judge.opened(at, disk, nodes)
 
     def __enter__(self) -> Watch:
         for thread in self._threads:
             thread.start()
         try:
-            until(lambda: self.open.looks and self.running.looks, "who has disks open can be seen", 30.0)
+            until(
+                lambda: self.open.looks and self.running.looks and self._judge.readings,
+                "who has disks open can be seen",
+                30.0,
+            )
         except BaseException:
             self._stop()
             raise
@@ -165,31 +201,12 @@ class Watch:
                 os.killpg(program.pid, signal.SIGKILL)
         for thread in self._threads:
             thread.join()
+        self._judge.close()
 
-    def twice(self) -> list[tuple[float, str, list[str]]]:
-        """Every VM that ran, and every disk that was open, in two places at any time.
-
-        But for disks that the two nodes of a migration have open: there it is QEMU that lets go before the other takes;
-        and for watches without a process that was started with the disk: those that processes leave behind which were
-        killed, and those of an agent that breaks a dead guest's lock.
-        """
-        opened = [
-            (at, disk, [node for node in nodes if self._has_process(at, disk, node)])
-            for seen in self.opens.values()
-            for at, disk, nodes in seen.twice()
-        ]
-        return [
-            *self.running.twice(),
-            *((at, disk, nodes) for at, disk, nodes in opened if len(nodes) > 1 and not self._migrating(at, nodes)),
-        ]
-
-    def _migrating(self, at: float, nodes: list[str]) -> bool:
-        """Whether a VM was on its way between these nodes about then."""
-        return any(abs(when - at) < BESIDE_S and between == tuple(nodes) for when, between in list(self._pairs))
-
-    def _has_process(self, at: float, disk: str, node: str) -> bool:
-        """Whether a process that was started with the disk was on this node about then."""
-        return any(abs(at - when) < 2 * LOOK_EVERY_S for when in list(self._opened.get((disk, node), ())))
+    def twice(self) -> list[Twice]:
+        """Whatever was in two places, as `Judge.twice`. AssertionError if not all was looked at."""
+        assert not self._broken, self._broken
+        return self._judge.twice()
 
     def words(self, vm: str, disk: str) -> str:
         """What was seen of one VM, for the figures."""
@@ -209,4 +226,4 @@ def never_twice(lab: Lab, pool: str, witness: str) -> Iterator[Watch]:
     with Watch(lab, pool, witness) as watch:
         yield watch
     twice = watch.twice()
-    assert not twice, f"(seconds, what, nodes): {twice}; {watch.open.changes}"
+    assert not twice, f"(seconds, what, nodes): {twice}; {watch.open.changes}; {watch.running.changes}"

@@ -1,7 +1,9 @@
-"""Whether two processes of one VM run, or one of them only waits for the other's memory: by their virtual CPUs' time.
+"""Whether a VM's process lets its guest run, by its virtual CPUs' time; and whether two of one VM do.
 
 While a VM migrates there are two QEMU processes. At any moment at most one lets its guest run, so in two seconds that
-follow each other there is at most one in which both did: that of the switch.
+follow each other there is at most one in which both did: that of the switch. Time is counted in nanoseconds: a guest
+without an operating system, which only answers its timer, uses 5 ms in a second when it is emulated, and one that is
+paused uses none at all.
 """
 
 from __future__ import annotations
@@ -11,37 +13,48 @@ from collections import deque
 from pathlib import Path
 
 WINDOW_S = 1.0
+RAN_NS = 1_000_000
+"""More than this in a window, and it ran. Making a process's virtual CPUs takes half of it."""
 
 
-def incoming(argv: tuple[str, ...]) -> bool:
-    """Whether a QEMU was started to take a guest over."""
-    return "-incoming" in argv
-
-
-def vcpu_ticks(pid: int) -> int:
-    """Clock ticks that all virtual CPUs of a QEMU have used; 0 once it is gone."""
-    ticks = 0
+def vcpu_ns(pid: int) -> int:
+    """Time that all virtual CPUs of a QEMU have used, in nanoseconds; 0 once it is gone."""
+    used = 0
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
-            name, _, rest = (task / "stat").read_text().rpartition(")")
+            name = (task / "stat").read_text().rpartition(")")[0]
             if name.partition("(")[2].startswith("CPU "):
-                ticks += sum(int(field) for field in rest.split()[11:13])
-    return ticks
+                used += int((task / "schedstat").read_text().split()[0])
+    return used
 
 
 class Pace:
-    """Virtual CPU time of two processes, looked at several times a second."""
+    """One process's virtual CPU time, looked at several times a second."""
 
     def __init__(self) -> None:
-        self._looks: deque[tuple[float, int, int]] = deque()
+        self._looks: deque[tuple[float, int]] = deque()
 
-    def both(self, at: float, one: int, other: int) -> bool:
-        """After this look: whether both ran in the last second, and both in the one before."""
-        self._looks.append((at, one, other))
+    def note(self, at: float, used: int) -> None:
+        """`at` in seconds, `used` in nanoseconds."""
+        self._looks.append((at, used))
         while len(self._looks) > 2 and self._looks[1][0] <= at - 2 * WINDOW_S:
             self._looks.popleft()
-        if self._looks[0][0] > at - 2 * WINDOW_S:
-            return False
-        middle = max((look for look in self._looks if look[0] <= at - WINDOW_S), key=lambda look: look[0])
-        windows = ((self._looks[0], middle), (middle, self._looks[-1]))
-        return all(end[1] > begin[1] and end[2] > begin[2] for begin, end in windows)
+
+    def ran(self) -> tuple[bool, bool] | None:
+        """Whether it did in the last second but one, and in the last; None if it was not looked at for so long."""
+        if not self._looks or self._looks[0][0] > self._looks[-1][0] - 2 * WINDOW_S:
+            return None
+        first, last = self._looks[0], self._looks[-1]
+        middle = max(look for look in self._looks if look[0] <= last[0] - WINDOW_S)
+        return middle[1] - first[1] > RAN_NS, last[1] - middle[1] > RAN_NS
+
+
+def both_run(one: Pace, other: Pace) -> bool:
+    """Whether both ran in the last second, and both in the one before; of two that are looked at together."""
+    seconds = (one.ran(), other.ran())
+    return all(ran is not None and all(ran) for ran in seconds)
+
+
+def still(pace: Pace) -> bool:
+    """Whether it certainly did not let its guest run in the last two seconds."""
+    return pace.ran() == (False, False)

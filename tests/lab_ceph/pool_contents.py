@@ -10,21 +10,24 @@ import rbd
 
 from lab.cloud import Lab
 from lab_ceph.storage import Storage
-from scloud.drivers.storage import rbd_names
+from scloud.drivers.storage import rbd_names, rbd_trash
 
 
 class Contents:
     """`disks` are ids with (MiB, snapshots that are there, ids of disks and images that it depends on); `strange` names
-    what is neither a disk nor an image's base; `open_by` counts watchers of each disk."""
+    what is neither a disk nor an image's base; `open_by` counts watchers of each disk; `locked` are those that are
+    locked by somebody who has not got them open."""
 
     def __init__(self, storage: Storage, pool: str) -> None:
         self.disks: dict[str, tuple[int, frozenset[str], str | None]] = {}
         self.bases: set[str] = set()
         self.strange: list[str] = []
         self.open_by: Counter[str] = Counter()
+        self.locked: set[str] = set()
         with storage.access("n1") as handle, handle.open_ioctx(storage.pool(pool)) as io:
             library = rbd.RBD()
-            self.strange += [f"in RBD's trash: {item['name']}" for item in library.trash_list(io)]
+            # librbd's own list of it leaves out what was being removed when somebody was killed.
+            self.strange += [f"in RBD's trash: {item.name}" for item in rbd_trash.trashed(io)]
             for name in library.list(io):
                 # An image's base goes by itself once nothing needs it: perhaps since the list was made.
                 with contextlib.suppress(rbd.ImageNotFound), rbd.Image(io, name, read_only=True) as image:
@@ -43,6 +46,9 @@ class Contents:
             self.disks[disk[0]] = (image.size() >> 20, snapshots, _origin(image))
             # One of them is this look itself, if it watches at all: read-only opens do not.
             self.open_by[disk[0]] = len(list(image.watchers_list()))
+            lockers = (image.list_lockers() or {"lockers": []})["lockers"]
+            if list(lockers) and not self.open_by[disk[0]]:
+                self.locked.add(disk[0])
 
 
 def _origin(image: Any) -> str | None:

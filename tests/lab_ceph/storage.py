@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,11 +50,21 @@ class Storage:
 
     def truth(self) -> dict[str, Any]:
         """What the cluster itself says at this moment, asked with a node's own key; nothing if it does not answer."""
-        conf = next((self.lab.node_root("n1") / "ceph").glob("*/ceph.conf"))
-        ask = ("ceph", "-c", str(conf), "-n", "client.scloud-n1", "--connect-timeout", "10", "status", "-f", "json")
-        done = self.lab.scloud("lab", "exec", "n1", "--", *ask)
-        found: dict[str, Any] = json.loads(done.out) if done.code == 0 else {}
+        said = self._status("-f", "json")
+        found: dict[str, Any] = json.loads(said) if said else {}
         return found
+
+    def active_mgr(self) -> str | None:
+        """The manager daemon of the cluster that works, as `mgr.n1`; the other waits for its end. None if there is
+        none, or nobody answers. It is in the words for people alone."""
+        match = re.search(r"mgr: (\S+)\(active", self._status())
+        return f"mgr.{match[1]}" if match else None
+
+    def _status(self, *options: str) -> str:
+        conf = next((self.lab.node_root("n1") / "ceph").glob("*/ceph.conf"))
+        ask = ("ceph", "-c", str(conf), "-n", "client.scloud-n1", "--connect-timeout", "10", "status", *options)
+        done = self.lab.scloud("lab", "exec", "n1", "--", *ask)
+        return done.out if done.code == 0 else ""
 
     def healthy(self, seconds: float = 120.0, osds: int | None = None) -> float:
         """Wait until all OSDs are up and nothing is amiss, by its own account and by ours; seconds that it took."""

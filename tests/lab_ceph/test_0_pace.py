@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from lab_ceph.pace import Pace, incoming
+import os
+
+from lab_ceph.pace import RAN_NS, Pace, both_run, still, vcpu_ns
+
+MUCH = 8 * RAN_NS
+BLANK = 5 * RAN_NS // 4
+"""Per look: what a guest without an operating system uses in a quarter of a second."""
 
 
-def _looks(*phases: tuple[float, int, int]) -> list[bool]:
-    """Looks four times a second; in each phase (seconds, ticks of the one, of the other, per look)."""
-    pace, at, one, other, found = Pace(), 0.0, 0, 0, []
+def _looks(*phases: tuple[float, int, int]) -> list[tuple[bool, bool, bool]]:
+    """Looks four times a second; in each phase (seconds, time of the one, of the other, per look): whether both run,
+    whether the one is still, whether the other is."""
+    one, other, at, used, found = Pace(), Pace(), 0.0, [0, 0], []
     for seconds, first, second in phases:
         for _ in range(round(seconds * 4)):
-            at, one, other = at + 0.25, one + first, other + second
-            found.append(pace.both(at, one, other))
+            at, used = at + 0.25, [used[0] + first, used[1] + second]
+            one.note(at, used[0])
+            other.note(at, used[1])
+            found.append((both_run(one, other), still(one), still(other)))
     return found
 
 
+def _both(*phases: tuple[float, int, int]) -> bool:
+    return any(both for both, _, _ in _looks(*phases))
+
+
 def test_two_that_run_side_by_side_are_found_within_seconds() -> None:
-    assert any(_looks((3.0, 1, 1)))
-    assert any(_looks((5.0, 1, 0), (3.0, 1, 1), (5.0, 0, 1)))
+    assert _both((3.0, MUCH, MUCH))
+    assert _both((5.0, MUCH, 0), (3.0, MUCH, MUCH), (5.0, 0, MUCH))
+
+
+def test_two_guests_without_an_operating_system_are_found_as_well() -> None:
+    assert _both((3.0, BLANK, BLANK))
+    assert _both((5.0, BLANK, 0), (3.0, BLANK, BLANK))
 
 
 def test_one_after_the_other_is_a_migration() -> None:
-    assert not any(_looks((5.0, 1, 0), (5.0, 0, 1)))
-    assert not any(_looks((5.0, 1, 0), (0.25, 1, 1), (5.0, 0, 1)))
-    assert not any(_looks((5.0, 1, 0), (0.5, 0, 0), (5.0, 0, 1)))
+    for used in (MUCH, BLANK):
+        assert not _both((5.0, used, 0), (5.0, 0, used))
+        assert not _both((5.0, used, 0), (0.25, used, used), (5.0, 0, used))
+        assert not _both((5.0, used, 0), (0.5, 0, 0), (5.0, 0, used))
 
 
-def test_only_a_qemu_that_was_started_for_it_takes_over() -> None:
-    assert incoming(("qemu-system-x86_64", "-incoming", "defer")) and not incoming(("qemu-system-x86_64",))
+def test_one_is_still_when_it_has_been_so_for_two_seconds() -> None:
+    looks = _looks((5.0, BLANK, 0), (5.0, 0, BLANK))
+    assert not any(one for _, one, _ in looks[:27]) and all(one for _, one, _ in looks[28:])
+    assert all(other for _, _, other in looks[8:20]) and not any(other for _, _, other in looks[22:])
+    assert not any(other for _, _, other in looks[:8]), "not looked at for so long"
+
+
+def test_a_process_without_virtual_cpus_uses_none() -> None:
+    assert vcpu_ns(os.getpid()) == 0

@@ -7,6 +7,7 @@ guest, and from another node through librbd. How long the guest's writes stood s
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from support.figures import Figures
 HOME = "n1"
 """The guest's node."""
 NODES = ("n1", "n2", "n3")
+SEED = int(os.environ.get("SCLOUD_CHAOS_SEED") or random.SystemRandom().randrange(1 << 32))
+"""Of what is drawn here."""
 MONITORS_AWAY_S = 20.0
 LONGEST_S = 90.0
 """A stall is a figure; this only tells one from a guest that hangs."""
@@ -121,15 +124,33 @@ def test_an_osd_hangs(lab: Lab, storage: Storage, writer: Writer, figures: Figur
 
 
 def test_a_node_dies(lab: Lab, storage: Storage, writer: Writer, figures: Figures) -> None:
+    """One of those that the guest is not on."""
+    lost = random.Random(SEED).choice([node for node in NODES if node != HOME])
+    print(f"{lost} is drawn; seed {SEED}")
     since = writer.mark()
-    lab.ok("lab", "fail", "n3", "--how", "kill")
+    lab.ok("lab", "fail", lost, "--how", "kill")
     try:
         until(lambda: storage.truth().get("osdmap", {}).get("num_up_osds") == 4, "its OSDs are down")
-        assert not any(node == "n3" for node, _ in storage.daemons().values())
+        assert not any(node == lost for node, _ in storage.daemons().values())
         writer.go_on(blocks.OBJECTS)
     finally:
-        lab.ok("lab", "heal", "n3")
-    told(figures, writer, since, "a node of two OSDs and a monitor killed")
+        lab.ok("lab", "heal", lost)
+    told(figures, writer, since, f"{lost} killed, a node of two OSDs and a monitor")
+    lab.wait_manager()
+
+
+def test_the_active_manager_daemon_dies(lab: Lab, storage: Storage, writer: Writer, figures: Figures) -> None:
+    """Nobody starts it again until the other one works in its place; a guest's writes need neither."""
+    since = writer.mark()
+    active = until(storage.active_mgr, "a manager daemon works")
+    node, pid = storage.daemons()[active]
+    with nobody_restarts(lab, node):
+        lab.kill(pid)
+        other = until(lambda: (now := storage.active_mgr()) != active and now, "the other one works")
+        assert active not in storage.daemons()
+    storage.returned(active, pid)
+    writer.go_on()
+    told(figures, writer, since, f"active manager daemon killed ({active}; then {other})")
     lab.wait_manager()
 
 

@@ -13,10 +13,15 @@ from collections.abc import Callable
 import pytest
 
 from lab.cloud import Lab, until
+from lab_ceph.neighbours import UNNOTICED_S
 from lab_ceph.protected import Protected, conditions
 
 LONGER_S = 10.0
 """Than the profile `fast` needs for a verdict (6 s), and than its lease (4 s)."""
+AGENT_BACK_S = 15.0
+"""Until an agent that is started has started the switch as well, and the switch has its flows."""
+SWITCH_BACK_S = 4.0
+"""Until a switch that was killed runs again and has its flows."""
 
 
 def heal(lab: Lab) -> Callable[[str], None]:
@@ -59,7 +64,8 @@ def test_manager_and_node_are_killed_together(lab: Lab, protected: Protected) ->
 
 @pytest.mark.long
 def test_the_agent_is_killed(lab: Lab, protected: Protected) -> None:
-    with protected.nothing_is_done("agent killed", heal(lab)) as node:
+    what = "agent killed"
+    with protected.neighbours.talk(what, UNNOTICED_S), protected.nothing_is_done(what, heal(lab)) as node:
         lab.ok("lab", "fail", node, "--how", "kill", "--only-agent")
         until(lambda: "answers layer-2 probes" in conditions(lab), "a condition says that it answers probes")
         assert not lab.json("ha", "status")["incidents"]
@@ -67,17 +73,23 @@ def test_the_agent_is_killed(lab: Lab, protected: Protected) -> None:
 
 @pytest.mark.long
 def test_the_agent_and_the_switch_are_killed(lab: Lab, protected: Protected) -> None:
-    """Nobody starts the switch again: no probe is answered on the tunnels' network, and some on the other."""
-    with protected.nothing_is_done("agent and Open vSwitch killed", heal(lab)) as node:
+    """Nobody starts the switch again: no probe is answered on the tunnels' network, and some on the other. Its guests'
+    traffic stands still until the agent is back, and goes on then."""
+    what = "agent and Open vSwitch killed"
+    with protected.neighbours.talk(what) as flow, protected.nothing_is_done(what, heal(lab)) as node:
         lab.ok("lab", "fail", node, "--how", "kill", "--only-agent")
         lab.kill(one(lab, "ovs-vswitchd", node))
+        began = time.monotonic()
         until(lambda: "answers layer-2 probes" in conditions(lab), "a condition says that it answers probes")
         assert not lab.json("ha", "status")["incidents"]
+        dead = time.monotonic() - began
+    assert dead - 1.0 <= flow.gap <= dead + AGENT_BACK_S, f"the switch was dead for {dead:.1f} s: {flow}"
 
 
 @pytest.mark.long
 def test_the_switch_is_killed(lab: Lab, protected: Protected) -> None:
-    with protected.nothing_is_done("Open vSwitch killed", heal(lab)) as node:
+    what = "Open vSwitch killed"
+    with protected.neighbours.talk(what, SWITCH_BACK_S), protected.nothing_is_done(what, heal(lab)) as node:
         pid = one(lab, "ovs-vswitchd", node)
         lab.kill(pid)
         protected.writer.go_on_for(LONGER_S)

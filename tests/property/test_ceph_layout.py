@@ -99,6 +99,17 @@ def test_writes_are_never_taken_on_bytes_that_one_more_failure_loses(wished: str
         assert least >= data + 1
     else:
         assert redundancy.warning(wished)
+    if data > 1:
+        copies = redundancy.metadata_copies(wished)
+        assert more < copies <= data + more and redundancy.min_size(f"replica:{copies}") >= 2
+
+
+@given(REDUNDANCIES)
+def test_what_one_dead_device_stops_or_leaves_without_a_copy_is_warned_of(wished: str) -> None:
+    data, more = copies_of(wished)
+    goes_on = redundancy.min_size(wished) < data + more
+    spare = data + more - 1 - data >= 1
+    assert bool(redundancy.warning(wished)) == (not goes_on or not spare)
 
 
 @given(st.integers(1, 2000), REDUNDANCIES)
@@ -198,6 +209,24 @@ def test_a_steady_fill_is_foreseen() -> None:
     history = [(hour * 3600.0, hour * 10) for hour in range(48)]
     assert figures.full_in_days(history, 2400) == 10.0
     assert figures.full_in_days([(at, 500) for at, _ in history], 2400) is None
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=5),
+    st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10**6)), min_size=3, max_size=20),
+    st.integers(0, 10**4),
+)
+def test_new_disks_are_refused_before_writes_wait(fills: list[int], points: list[tuple[float, int]], free: int) -> None:
+    osds = tuple(OsdSeen(n, str(n), True, True, total_kib=1000, used_kib=used) for n, used in enumerate(fills))
+    view = View(osds=osds, total_bytes=len(osds) << 30, used_bytes=sum(fills) << 20, available_bytes=free << 20)
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, available=free << 20)
+    for capacity in (
+        figures.cluster_capacity(view, 0, sorted(points)),
+        figures.pool_capacity(spec(), view, seen, 0, sorted(points)),
+    ):
+        refused, full = capacity.refused_in_days, capacity.full_in_days
+        assert full is None or (refused is not None and refused <= full)
+        assert ("refused" in figures.forecast(capacity)) == bool(refused)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30))

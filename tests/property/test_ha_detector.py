@@ -16,6 +16,7 @@ from scloud.reconcile.ha.detector import (
     Memory,
     NodeView,
     ProbeOrder,
+    Round,
     all_is_well,
     beginning,
     detect,
@@ -40,6 +41,8 @@ class Cluster:
         """Nodes that this manager has never heard."""
         self.unreachable: set[str] = set()
         """Nodes that answer no probe."""
+        self.routed: set[str] = set()
+        """Nodes that are behind a router for all others, and these for them."""
         self.settled: set[str] = set()
         self.memory = beginning(self.now)
         self.pending: list[tuple[float, ProbeOrder]] = []
@@ -66,7 +69,12 @@ class Cluster:
             if prober in self.silent:
                 found[prober] = Answers(failed="it went away itself")
                 continue
-            asked = [address for pair in pairs for address in pair if address is not None]
+            asked = [
+                address
+                for pair in pairs
+                for address in pair
+                if address is not None and (address[2:] in self.routed) == (prober in self.routed)
+            ]
             up = {address: 0 if address[2:] in self.unreachable else order.count for address in asked}
             # a prober whose own wires are cut hears nobody
             found[prober] = Answers(dict.fromkeys(up, 0) if prober in self.unreachable else up)
@@ -78,8 +86,8 @@ class Cluster:
             self.now += TICK_S
             due = [order for at, order in self.pending if at <= self.now]
             self.pending = [(at, order) for at, order in self.pending if at > self.now]
-            results = {order.node: self._answer(order) for order in due}
-            decision = detect(self.now, tuple(map(self._view, self.ids)), self.memory, results)
+            rounds = [Round(order, self._answer(order)) for order in due]
+            decision = detect(self.now, tuple(map(self._view, self.ids)), self.memory, rounds)
             self.memory = decision.memory
             for order in decision.probe:
                 assert order.node not in [other.node for _, other in self.pending], "probed twice at once"
@@ -149,6 +157,63 @@ def test_nobody_left_to_probe() -> None:
     assert not cluster.dead and cluster.words
 
 
+def test_whom_nobody_could_ask_is_not_dead() -> None:
+    """All its probers are behind a router: they leave its addresses out, and hear one another well."""
+    cluster = Cluster(6, FAST)
+    cluster.routed.add("nod-5")
+    cluster.silence("nod-5")
+    cluster.unreachable.add("nod-5")
+    cluster.run(120.0)
+    assert not cluster.dead
+    words = next(words for words in cluster.words if "could not probe it" in words)
+    assert "no direct network to u-nod-5, s-nod-5" in words
+    asked = {prober for _, order in cluster.orders for prober in order.asks}
+    assert asked == {"nod-0", "nod-1", "nod-2", "nod-3", "nod-4"}, "others were tried when three were of no use"
+
+
+def test_who_is_on_its_network_is_asked_first() -> None:
+    now = 1000.0
+    racks = {1: "10.0.1", 2: "10.0.1", 3: "10.0.2", 4: "10.0.2", 5: "10.0.2"}
+    nodes = [
+        NodeView(f"nod-{number}", "n", now - (60.0 if number == 5 else 0.3), (f"{rack}.{number}",), FAST, number != 5)
+        for number, rack in racks.items()
+    ]
+    memory = Memory(now - 0.5, now - 100.0)
+    (order,) = detect(now, tuple(nodes), memory, ()).probe
+    assert list(order.asks)[:2] == ["nod-3", "nod-4"]
+    assert order.asks["nod-3"] == (("10.0.2.5", "10.0.2.4"),), "and asks for another that is there as well"
+
+
+def test_a_node_without_addresses_is_not_said_to_have_no_probers() -> None:
+    cluster = Cluster(3, FAST)
+    cluster.addresses = lambda node: ()  # type: ignore[assignment,method-assign]
+    cluster.silence("nod-1")
+    cluster.run(60.0)
+    assert not cluster.dead and not cluster.orders
+    assert {"has no address" in words for words in cluster.words} == {True}
+
+
+def test_answers_of_an_earlier_round_say_nothing() -> None:
+    """It was back in between; who probes it now may be others."""
+    cluster = Cluster(3, FAST)
+    cluster.silence("nod-1")
+    while not cluster.orders:
+        cluster.run(TICK_S)
+    ((_, old),) = cluster.pending
+    cluster.pending = []
+    del cluster.silent["nod-1"]
+    cluster.run(1.0)
+    cluster.silence("nod-1")
+    cluster.ids.remove("nod-0")
+    cluster.ids.insert(0, "nod-a")
+    while len(cluster.orders) < 2:
+        cluster.run(TICK_S)
+    stale = Round(old, {"nod-0": Answers(dict.fromkeys(["u-nod-1", "s-nod-1", "u-nod-2", "s-nod-2"], 0))})
+    views = tuple(map(cluster._view, cluster.ids))
+    decision = detect(cluster.now, views, cluster.memory, [stale])
+    assert not decision.dead and decision.memory.suspicions["nod-1"].phase == "probing"
+
+
 def test_too_many_at_once() -> None:
     cluster = Cluster(3, FAST)
     cluster.run(3.0)
@@ -203,7 +268,11 @@ def test_switched_off() -> None:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["silence", "back", "cut", "mend", "wait"]), st.integers(0, 5), st.floats(0.5, 9.0)),
+    st.tuples(
+        st.sampled_from(["silence", "back", "cut", "mend", "wait", "route", "unroute"]),
+        st.integers(0, 5),
+        st.floats(0.5, 9.0),
+    ),
     max_size=30,
 )
 
@@ -227,6 +296,10 @@ def test_whatever_happens_only_what_nobody_hears_is_dead(
                 cluster.unreachable.add(node)
             case "mend" if node not in cluster.dead:
                 cluster.unreachable.discard(node)
+            case "route" if not cluster.pending:  # who hears what is as it was when the probes began
+                cluster.routed.add(node)
+            case "unroute" if not cluster.pending:
+                cluster.routed.discard(node)
         cluster.run(seconds)
         for died in set(cluster.dead) - known:
             at, death = cluster.dead[died]
@@ -237,6 +310,7 @@ def test_whatever_happens_only_what_nobody_hears_is_dead(
             # manager hears the node, and it is cut off before anything is started elsewhere.
             alone = all(control is None for pairs in order.asks.values() for _, control in pairs)
             assert died in cluster.unreachable or (alone and set(order.asks) <= cluster.unreachable)
+            assert any((prober in cluster.routed) == (died in cluster.routed) for prober in order.asks)
             assert at - death.heard_at >= settings.detection_s - TICK_S
             assert any(other not in cluster.silent for other in cluster.ids), "somebody was there to look"
             watched = [other for other in cluster.ids if other not in known]
@@ -258,7 +332,7 @@ def test_what_is_told_cheaply_to_be_well_is_well(
         for number, (age, settings, settled) in enumerate(nodes)
     )
     if suspected and views:
-        memory = detect(now - away, (replace(views[0], heard_at=now - away - 3.0),), memory, {}).memory
+        memory = detect(now - away, (replace(views[0], heard_at=now - away - 3.0),), memory, ()).memory
     unspoken = min((unspoken_s(view.settings) for view in views), default=0.0)
     if all_is_well(now, [view.heard_at for view in views], unspoken, memory):
-        assert detect(now, views, memory, {}) == Decision(Memory(now, memory.floor, {}))
+        assert detect(now, views, memory, ()) == Decision(Memory(now, memory.floor, {}))

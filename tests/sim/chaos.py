@@ -26,6 +26,8 @@ class Chaos:
             (3, self._power_failure),
             (4, self._partition),
             (5, self._cut_off),
+            (3, self._without_storage),
+            (4, self._apart),
             (4, self._dead_for_a_while),
             (3, self._wire_breaks),
             (2, self._lossy_wire),
@@ -180,6 +182,27 @@ class Chaos:
         await asyncio.sleep(self._rng.choice([3.0, 9.0, 20.0, 40.0]))
         self._world.note(f"{node.name} is back on the wire")
         node.mend()
+
+    async def _without_storage(self) -> None:
+        """Its guests wait for their disks; the manager and the other nodes hear it."""
+        node = self._node()
+        self._world.note(f"{node.name} is cut off from the storage")
+        self._world.wires.without_storage.add(node.id)
+        await asyncio.sleep(self._pause())
+        self._world.note(f"{node.name} reaches the storage again")
+        self._world.wires.without_storage.discard(node.id)
+
+    async def _apart(self) -> None:
+        """Two nodes do not reach each other: probes are not answered, and nothing moves between them."""
+        if len(self._world.nodes) < 2:
+            return
+        one, other = self._rng.sample(self._world.nodes, 2)
+        pair = frozenset((one.id, other.id))
+        self._world.note(f"{one.name} and {other.name} do not reach each other")
+        self._world.wires.broken.add(pair)
+        await asyncio.sleep(self._pause())
+        self._world.note(f"{one.name} and {other.name} reach each other again")
+        self._world.wires.broken.discard(pair)
 
     async def _wire_breaks(self) -> None:
         node = self._node()

@@ -18,7 +18,7 @@ from scloud.link.digest import digest_of
 from scloud.model.desired import DesiredPort
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.specs import DiskSpec, NicSpec, NodeSpec, VmSpec
-from scloud.model.statuses import VmStatus
+from scloud.model.statuses import DiskStatus, VmStatus
 from scloud.reconcile.network import node_view
 from scloud.store import incidents, operations, relocations
 from scloud.store import nodes as usage
@@ -34,6 +34,7 @@ SLACK_S = 8.0
 GOOD_REASONS = (
     re.compile(r"^no node can take it"),
     re.compile(r"^QEMU died .* within ten minutes"),
+    re.compile(r"^its node was removed as lost"),
 )
 """Why a VM may be in `error` when nothing is broken any more."""
 
@@ -191,6 +192,7 @@ class Checks:
         again = ("schedule/", "drain/", "rebalance/")  # what comes back to its work as long as it is there
         left += [f"work on {key} is queued" for key in items if not key.startswith(again) and key not in at_rest]
         left += world.base.read_now(_relocating)
+        lost = world.base.read_now(_lost)
         left += [
             f"node {incident.node_name} is lost: {incident.state}"
             for incident in world.base.read_now(incidents.open_ones)
@@ -206,6 +208,8 @@ class Checks:
                 left.append(f"node {row.name} is {row.state}")
             elif row.kind == Kind.VM:
                 left += _vm_pending(row)
+            elif row.kind in (Kind.DISK, Kind.SNAPSHOT) and row.id in lost:
+                pass  # its bytes are gone with its node; its owner has to delete it
             elif row.kind in (Kind.DISK, Kind.NIC, Kind.SNAPSHOT) and row.state != State.READY:
                 left.append(f"{row.kind} {row.id} is {row.state}: {row.status}")
         return left
@@ -318,6 +322,12 @@ def _kept_for_clones(tx: Tx) -> set[str]:
     """Disks that stay in the trash for as long as others depend on their snapshots."""
     trashed = [row for row in all_of(tx, Kind.DISK) if row.state == State.TRASHED]
     return {row.id for row in trashed if any(users_of(tx, snap.id) for snap in snapshots.of_disk(tx, row.id))}
+
+
+def _lost(tx: Tx) -> set[str]:
+    """Disks whose bytes are gone with their node, and their snapshots."""
+    disks = [row for row in all_of(tx, Kind.DISK) if row.status_as(DiskStatus).lost]
+    return {row.id for disk in disks for row in (disk, *snapshots.of_disk(tx, disk.id)) if row.state == State.ERROR}
 
 
 def _relocating(tx: Tx) -> list[str]:

@@ -27,6 +27,7 @@ from scloud.model.observed import NodeLoad
 from scloud.reconcile.network import service_name
 
 from .loop import WORLD
+from .wires import Wires
 
 if TYPE_CHECKING:
     from .moves import Migration
@@ -55,17 +56,17 @@ class LinkedDisk(FakeDisk):
 class PoolDisk(FakeDisk):
     """One pool of all nodes. A disk that domains of two nodes can write to is a violation that the checks look for.
 
-    A node reaches it unless its wires are cut (`cut_off`), its key is taken away (`keyless`) or it is fenced.
+    A node reaches it unless its wires are cut, its key is taken away (`keyless`) or it is fenced.
     """
 
     hosts: list[FakeHost]
     node_of: dict[int, str]
-    cut_off: set[str]
+    wires: Wires
     keyless: set[str]
 
     def refuse(self, node: str, client: str | None = None) -> None:
         """Nobody of this node can open anything anew; `client` is whose key is shown, the node's if it is not given."""
-        if node in self.cut_off:
+        if not self.wires.to_storage(node):
             raise CloudError(ErrorKind.UNAVAILABLE, "the storage cluster does not answer")
         if (client or node) in self.keyless:
             raise CloudError(ErrorKind.FORBIDDEN, "the storage cluster does not take this node's key")
@@ -142,7 +143,7 @@ class Driver:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
-        if name in ("events", "export", "set_secret", "shared"):
+        if name in ("answer_s", "events", "export", "set_secret", "shared"):
             return method
 
         async def call(*args: Any, **named: Any) -> Any:

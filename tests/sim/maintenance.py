@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from scloud.api.context import accepted
+from scloud.controllers import node_removal
 from scloud.controllers.rebalancing import rebalancing
 from scloud.controllers.relocation import drain
 from scloud.controllers.relocation import rebalance as runs
@@ -13,7 +14,7 @@ from scloud.model.kinds import Kind
 from scloud.model.relocations import RelocationSettings
 from scloud.model.specs import NodeSpec
 from scloud.store.database import Tx
-from scloud.store.resources import all_of
+from scloud.store.resources import all_of, find
 
 
 def drain_one(tx: Tx, rng: Random) -> dict[str, Any]:
@@ -40,6 +41,14 @@ def rebalance(tx: Tx, rng: Random) -> dict[str, Any] | None:
         return None
     op = runs.begin(tx, cluster, rebalancing(tx, cluster, {}, 4), "operator")
     return accepted(op, cluster) if op is not None else None
+
+
+def declare_lost(tx: Tx, node: str) -> dict[str, Any] | None:
+    """A node that is silent is taken out of the cloud by force, whether it runs on or not."""
+    row = find(tx, node)
+    if row is None:
+        return None
+    return accepted(node_removal.ask(tx, row, alive=False, force=True), row)
 
 
 def stop_by_itself(tx: Tx) -> None:

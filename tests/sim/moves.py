@@ -73,8 +73,7 @@ class Road:
         yield Way(spec, sockets, release, hand_on)
 
     def _reaches(self, other: AgentProcess) -> bool:
-        cut = self._world.pool_disk.cut_off
-        return not other.off and self._node.id not in cut and other.id not in cut
+        return not other.off and self._world.wires.joins(self._node.id, other.id)
 
     async def close(self) -> None:
         self.expected.clear()
@@ -97,7 +96,7 @@ class Migration:
     def _whole(self, here: FakeDomain, there: FakeDomain) -> bool:
         """Whether nothing has happened to the two domains, to the two agents or between them."""
         lives = (self._source.life, self._target.life)
-        wired = not {self._source.id, self._target.id} & self._world.pool_disk.cut_off
+        wired = self._world.wires.joins(self._source.id, self._target.id)
         road = self._target.road
         return (
             wired

@@ -11,7 +11,7 @@ from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.reconciler import Reconciler
 from scloud.agent.usage import Usage
 from scloud.agent.vms import Vms
-from scloud.controllers import finishing, serving
+from scloud.controllers import finishing, node_removal, serving
 from scloud.controllers.ha import controller
 from scloud.controllers.ha.fencing import Fencer
 from scloud.controllers.sessions import Session
@@ -101,11 +101,21 @@ def _tells_two_nodes() -> None:
 def _no_fence() -> None:
     """A lost node's VMs are started elsewhere though nothing was done to keep it from its storage."""
 
-    async def fence(self: Fencer, incident: Incident, note: object) -> None:
+    async def advance(self: Fencer, incident: Incident, note: object) -> None:
         return
 
-    Fencer.fence = fence  # type: ignore[method-assign,assignment]
+    Fencer.advance = advance  # type: ignore[method-assign,assignment]
     Fences.certain = lambda self, clusters: True  # type: ignore[method-assign]
+
+
+def _removes_uncut() -> None:
+    """A lost node that is removed by force is out at once, though it may run on."""
+    node_removal.certain = lambda tx, node: True
+
+
+def _runs_on_outside() -> None:
+    """A node that was taken out of the cloud goes on running what it ran."""
+    Reconciler.out_of_the_cloud = lambda self: None  # type: ignore[method-assign]
 
 
 def _no_stale_removal() -> None:
@@ -137,6 +147,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "forgets-to-drop": _forgets_to_drop,
     "tells-two-nodes": _tells_two_nodes,
     "no-fence": _no_fence,
+    "removes-uncut": _removes_uncut,
+    "runs-on-outside": _runs_on_outside,
     "no-stale-removal": _no_stale_removal,
     "runs-at-once": _runs_at_once,
 }

@@ -348,19 +348,18 @@ class AgentProcess:
     def _hears(self, address: str) -> bool:
         """Whether a machine answers on the wire; agents have no part in it."""
         world = self._world
-        cut = world.pool_disk.cut_off
         there = next((node for node in world.nodes if node.tunnel_ip == address), None)
-        return there is not None and not there.off and there.id not in cut and self.id not in cut
+        return there is not None and not there.off and world.wires.joins(self.id, there.id)
 
     def cut_off(self) -> None:
         """From everything: the manager, the other nodes, the storage."""
         self.wire.part()
-        self._world.pool_disk.cut_off.add(self.id)
+        self._world.wires.alone.add(self.id)
 
     def mend(self) -> None:
         if self.wire.dropping:
             self.wire.heal()
-        self._world.pool_disk.cut_off.discard(self.id)
+        self._world.wires.mend(self.id)
 
     async def _main(self, daemon: Daemon) -> None:
         try:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import sys
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from scloud.api.intents.vms import start
+from scloud.model.kinds import Kind
+from scloud.model.statuses import VmStatus
+from scloud.model.storage import StorageClusterSpec
+from scloud.store import operations
 from scloud.store.database import Store
+from scloud.store.resources import all_of, find
 
 from .chaos import Chaos
 from .checks import Checks
 from .loop import Stuck
-from .maintenance import stop_by_itself
+from .maintenance import declare_lost, stop_by_itself
 from .mutations import apply
+from .processes import AgentProcess
 from .workload import Tenant
 from .world import World
 
@@ -53,6 +62,10 @@ class _Logs(logging.Handler):
             self._world.note(text)
 
 
+GONE_S = 120.0
+"""What a node that is out of the cloud runs has ended so long after it is back."""
+
+
 async def _story(world: World, checks: Checks) -> None:
     rng = world.rng
     loses_nodes = world.seed % 3 == 1
@@ -75,7 +88,8 @@ async def _story(world: World, checks: Checks) -> None:
         chaos.raise_the_dead()
         world.calm = False
         await asyncio.sleep(rng.choice([1.0, 6.0, 12.0]))
-        await _lost_nodes(world, checks)
+        await _lost_nodes(world, checks, tenant)
+        await _see_off(world, tenant)
     if world.violations:
         return
     if rng.random() < 0.07:
@@ -97,6 +111,7 @@ async def _story(world: World, checks: Checks) -> None:
         # What is at rest may have waited for a reason that has gone since, such as room on a node.
         still = not left
         await asyncio.sleep(step if left else STILL_S)
+        await _see_off(world, tenant)
         step = min(step * 1.3, 20.0)
         chaos.raise_the_dead()
         checks.always()
@@ -108,30 +123,38 @@ async def _story(world: World, checks: Checks) -> None:
         await _without_manager(world, checks)
 
 
-async def _lost_nodes(world: World, checks: Checks) -> None:
+async def _lost_nodes(world: World, checks: Checks, tenant: Tenant) -> None:
     """Nodes with guests go away for long enough to be taken for dead: without power, or running on behind cut wires.
-    Now and then the manager dies in the middle of what it does about it."""
+    Now and then an operator takes one out of the cloud, or the manager dies in the middle of what it does about it."""
     rng, loop = world.rng, asyncio.get_running_loop()
     for _ in range(rng.choice([1, 1, 2])):
         node = max(world.nodes, key=lambda node: (sum(d.running for d in node.hardware.host.domains.values()), node.id))
         if node.off or node.wire.dropping:
             node = rng.choice(world.nodes)
-        cut = rng.random() < 0.5
-        world.note(f"{node.name} is {'cut off' if cut else 'without power'} for long")
+        how = rng.choice(["cut off", "cut off", "cut off from the manager", "without power", "without power"])
+        world.note(f"{node.name} is {how} for long")
         world.count("lost_nodes")
-        if cut:
+        if how == "cut off":
             node.cut_off()
+        elif how == "cut off from the manager":
+            node.wire.part()
         else:
             node.reboot()
             node.off = True
         end = loop.time() + rng.choice([8.0, 15.0, 30.0, 60.0])
+        given_up = loop.time() + 12.0 * rng.random() if rng.random() < 0.4 and _spared(world, node) else math.inf
         while loop.time() < end and not world.violations:
             await asyncio.sleep(0.5 + rng.random())
             if rng.random() < 0.05 and world.manager.life is not None:
                 world.manager.life.kill()
             if world.manager.life is None:
                 world.manager.start()
+            if loop.time() > given_up and _declared_lost(world, tenant, node):
+                await _removed(world, tenant, node)
+                break
             checks.always()
+        if node not in world.nodes:
+            continue
         world.note(f"{node.name} is back")
         node.off = False
         node.mend()
@@ -141,6 +164,67 @@ async def _lost_nodes(world: World, checks: Checks) -> None:
         while loop.time() < end and not world.violations:
             await asyncio.sleep(0.5)
             checks.always()
+
+
+async def _see_off(world: World, tenant: Tenant) -> None:
+    """A node whose removal became certain when it was back already: it is out of the cloud, and switched off."""
+    for node in [*world.nodes]:
+        if world.base.read_now(partial(find, id=node.id)) is None:
+            world.note(f"{node.name} is out of the cloud, though it is back")
+            await _removed(world, tenant, node)
+
+
+def _spared(world: World, node: AgentProcess) -> bool:
+    """Whether others reach the pool without it."""
+    (cluster,) = world.base.read_now(lambda tx: all_of(tx, Kind.STORAGE_CLUSTER))
+    return bool(set(cluster.spec_as(StorageClusterSpec).nodes) - {node.id})
+
+
+def _declared_lost(world: World, tenant: Tenant, node: AgentProcess) -> bool:
+    """An operator gives the node up, again and again until it is out of the cloud. True if it is."""
+    manager = world.manager
+    asked = {op.action for op in world.base.read_now(lambda tx: operations.open_for(tx, node.id))}
+    silent = manager.up and manager.manager is not None and node.id not in manager.manager.sessions
+    if silent and "node.delete" not in asked:
+        tenant.ask(partial(declare_lost, node=node.id))
+    if world.base.read_now(lambda tx: find(tx, node.id)) is not None:
+        return False
+    world.note(f"{node.name} is out of the cloud")
+    world.count("removed_by_force")
+    return True
+
+
+async def _removed(world: World, tenant: Tenant, node: AgentProcess) -> None:
+    """It may run on behind its cut wires while its VMs with disks in the pool are started elsewhere; now and then it
+    comes back, and its VMs have to end there. Then its plug is pulled."""
+    for _ in range(5):
+        for vm in world.base.read_now(lambda tx: all_of(tx, Kind.VM)):
+            if world.manager.up and "start it, and it runs on another node" in vm.status_as(VmStatus).reason:
+                tenant.ask(partial(start, account=world.account, ref=vm.id))
+        await asyncio.sleep(1.0)
+    if world.rng.random() < 0.5:
+        await _come_back(world, node)
+    node.reboot()
+    node.off = True
+    world.nodes.remove(node)
+
+
+async def _come_back(world: World, node: AgentProcess) -> None:
+    """It hears that it is out of the cloud as soon as it reaches a manager."""
+    world.note(f"{node.name} is back, though it is out of the cloud")
+    node.off = False
+    node.mend()
+    if node.life is None:
+        node.start()
+    await asyncio.sleep(STILL_S)  # those with disks of its own it begins again by itself
+    end = asyncio.get_running_loop().time() + GONE_S
+    while left := sorted(vm for vm, domain in node.hardware.host.domains.items() if domain.running):
+        if not world.manager.up and world.manager.life is None:
+            world.manager.start()
+        if asyncio.get_running_loop().time() > end:
+            world.violation(f"{node.name} is out of the cloud, and still runs {', '.join(left)}")
+            return
+        await asyncio.sleep(1.0)
 
 
 async def _long_outage(world: World, checks: Checks) -> None:

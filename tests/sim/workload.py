@@ -117,7 +117,7 @@ class Tenant:
         """One request. A refusal changes nothing; anything else than an answer or a refusal is a defect."""
         manager, world = self._world.manager, self._world
         assert manager.store is not None and manager.life is not None
-        name = verb.__name__.strip("_")
+        name = getattr(verb, "func", verb).__name__.strip("_")
         world.count("asked")
         try:
             answer = manager.store.commit(verb, manager.life)

@@ -23,6 +23,7 @@ from scloud.store.tables import metadata
 from .hardware import IMAGE_MIB, Journal, JournalFile, PoolDisk
 from .loop import SimLoop
 from .processes import AgentProcess, ManagerProcess
+from .wires import Wires
 
 EPOCH_S = 1_700_000_000.0
 
@@ -59,7 +60,8 @@ class World:
         self.nodes: list[AgentProcess] = []
         self.pool_disk = PoolDisk(capacity_mib=10_000, shared=True)
         self.pool_disk.hosts = []
-        self.pool_disk.node_of, self.pool_disk.cut_off, self.pool_disk.keyless = {}, set(), set()
+        self.wires = Wires()
+        self.pool_disk.node_of, self.pool_disk.wires, self.pool_disk.keyless = {}, self.wires, set()
         self.pool = ""
         self.dead_ids: set[str] = set()
         self.statistics: dict[str, int] = {}

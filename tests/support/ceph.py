@@ -53,9 +53,13 @@ class FakeCeph:
         self.dead: set[str] = set()
         """Uuids of OSDs that do not run."""
         self.checks: dict[str, Any] = {}
+        self.blocklist: dict[str, str] = {}
+        """Addresses, and until when."""
         self.inconsistent: list[str] = []
         self.laggy: dict[str, int] = {}
         """Placement groups that wait for a lease, and their primaries' numbers."""
+        self.unknown = 0
+        """Placement groups that a manager which has just begun knows nothing of yet."""
         self.log: list[str] = []
         self.refuse: dict[str, CloudError] = {}
         """Prefix to the error it is answered with."""
@@ -179,6 +183,8 @@ class FakeCeph:
             states.append({"state_name": "active+undersized+degraded", "count": hurt})
         if bad:
             states.append({"state_name": "active+clean+inconsistent", "count": bad})
+        if self.unknown:
+            states.append({"state_name": "unknown", "count": self.unknown})
         if self.laggy:
             states.append({"state_name": "active+clean+laggy", "count": len(self.laggy)})
         return {
@@ -199,6 +205,7 @@ class FakeCeph:
             "osds": [{"osd": o["osd"], "uuid": o["uuid"], "up": o["up"], "in": o["in"]} for o in self.osds.values()],
             "pools": list(self.pools.values()),
             "crush_node_flags": {name: ["noout"] for name in self.noout},
+            "blocklist": dict(self.blocklist),
             "nearfull_ratio": 0.85,
             "erasure_code_profiles": {name: {} for name in self.profiles},
         }

@@ -22,6 +22,7 @@ from scloud.model.wire import (
     Heartbeat,
     Hello,
     Refused,
+    Removed,
     Reply,
     Report,
     StreamHello,
@@ -70,11 +71,15 @@ class ScriptedNode:
         """What is really there: key to the state last reached."""
         self.in_pools: list[str] = []
         """What it sees in shared pools beside its own."""
+        self.pool_left: list[dict[str, Any]] = []
+        """What of it is no whole disk."""
         self.holding = False
         self.override: dict[str, Observed] = {}
         self.messages: list[Desired] = []
         self.welcomes: list[Welcome] = []
         self.refusals: list[Refused] = []
+        self.removed = False
+        """It was told that it is out of the cloud."""
         self.heard = asyncio.Event()
         self.echo_streams = True
         self.stores: Callable[[DesiredStore], Observed | None] = lambda _: None
@@ -99,6 +104,9 @@ class ScriptedNode:
         have = {key: digest_of(item) for key, item in self.objects.items()}
         await channel.send(Hello(facts=self.facts(), epoch=self.epoch, have=have))
         answer = await channel.receive(welcome_answer)
+        if isinstance(answer, Removed):
+            self.removed = True
+            raise ConnectionRefusedError("it was removed from the cloud")
         if isinstance(answer, Refused):
             self.refusals.append(answer)
             raise ConnectionRefusedError(answer.error[1])
@@ -251,6 +259,7 @@ class ScriptedNode:
             "disks": local,
             "ports": by_kind["port/"],
             "pool_disks": (*shared, *self.in_pools),
+            "pool_left": self.pool_left,
         }
 
     def _figures(self, params: dict[str, Any]) -> Any:

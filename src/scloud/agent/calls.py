@@ -23,7 +23,7 @@ from scloud.drivers.netfunc.protocol import NetworkFunctions
 from scloud.drivers.switch.protocol import Switch
 from scloud.flows.pipeline import PIPELINE_OWNER, cookie_of
 from scloud.model.errors import CloudError, ErrorKind, invalid, not_found
-from scloud.model.observed import Inventory, VmFigures
+from scloud.model.observed import Inventory, PoolLeft, VmFigures
 from scloud.reconcile.vm import SEED_SUFFIX
 
 MAX_LOG = 4 * 1024 * 1024
@@ -92,6 +92,7 @@ class Calls:
         vpcs = await within("query", "listing the VPCs' services", self._functions.vpcs())
         cookies = await within("flows", "counting the switch's flows", self._switch.flow_owners())
         daemons = await within("query", "listing the node's storage daemons", self._daemons.daemons())
+        pool_disks, pool_left = await self._in_pools()
         keys = {*self._journal.desired, *self._journal.ofports, *(port.owner for port in ports)}
         names = {cookie_of(key): key for key in keys}
         owners = {names.get(cookie, f"unknown/{cookie:#x}") for cookie in cookies if cookie != _PIPELINE}
@@ -103,22 +104,29 @@ class Calls:
             namespaces=tuple(sorted(f"vpc/{vpc}" for vpc in vpcs)),
             flow_owners=tuple(sorted(owners)),
             daemons=tuple(sorted(f"{facts.cluster}/{facts.name}" for facts in daemons)),
-            pool_disks=tuple(sorted(await self._pool_disks())),
+            pool_disks=tuple(sorted(pool_disks)),
+            pool_left=tuple(pool_left),
         )
 
-    async def _pool_disks(self) -> set[str]:
+    async def _in_pools(self) -> tuple[set[str], list[PoolLeft]]:
         """Of the pools that this node can reach; one that does not answer leaves the whole question unanswered, for
         what it has would look as if it were gone."""
         keys: set[str] = set()
+        others: list[PoolLeft] = []
         for pool, storage in self._stores.shared().items():
+            # First what may be on its way to be a disk: as a disk it is seen then.
+            left = await within("query", f"listing what is unfinished in pool {pool}", storage.left())
+            locks: list[tuple[str, str]] = []
             for facts in await within("query", f"listing the disks of pool {pool}", storage.disks()):
+                locks += [(f"disk/{facts.disk}", address) for address in facts.abandoned]
                 keys.add(f"disk/{facts.disk}")
                 keys.update(f"snapshot/{snapshot}" for snapshot, _ in facts.snapshots)
             images = await within("query", f"listing the images of pool {pool}", storage.images())
             keys.update(f"image/{image}" for image in images)
             strangers = await within("query", f"listing what else is in pool {pool}", storage.strangers())
             keys.update(f"stranger/{pool}/{name}" for name in strangers)
-        return keys
+            others.append(left.model_copy(update={"pool": pool, "locks": tuple(locks)}))
+        return keys, others
 
     async def _delete_image(self, params: Params) -> Any:
         """Remove what disks of a pool are made from; `CloudError(IN_USE)` names those that depend on it."""

@@ -185,7 +185,10 @@ class Daemon:
     async def _sample(self) -> None:
         while True:
             try:
-                self._load = self._around.load.sample()
+                load = self._around.load.sample()
             except OSError as error:
                 log.warning("the node's load cannot be read: %s", error)
+            else:
+                slowest = max(load.storage_ms, self.stores.answer_s() * 1000)
+                self._load = load.model_copy(update={"storage_ms": slowest})
             await asyncio.sleep(LOAD_EVERY_S)

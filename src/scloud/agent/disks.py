@@ -25,6 +25,7 @@ from scloud.model.observed import Observed
 from scloud.model.snapshots import DiskLimits
 from scloud.reconcile.disk import (
     HARMLESS,
+    ClearDisk,
     CreateDisk,
     DeleteDisk,
     DeleteSnapshot,
@@ -34,6 +35,7 @@ from scloud.reconcile.disk import (
     DiskUse,
     Flatten,
     LimitDisk,
+    MendDisk,
     ResizeDisk,
     RollBack,
     TakeSnapshot,
@@ -96,6 +98,8 @@ class Disks:
         has it open, who may be dead."""
         self._limited: dict[str, DiskLimits] = {}
         """What the storage was told since this agent began."""
+        self._alone: dict[str, int] = {}
+        """Incarnations of which it is known that nothing is left of what the disk was before."""
         self._looked: dict[str, tuple[DesiredDisk, DiskHere, float]] = {}
         """As each was found when there was nothing to do, by which wish, and when."""
         self.connected: Callable[[], bool] = lambda: True
@@ -180,9 +184,24 @@ class Disks:
             facts.rolled_back,
             facts.origin,
             self._limited.get(facts.disk, None if storage.shared else NO_LIMITS),
+            abandoned=bool(facts.abandoned),
         )
 
-    def _plan(self, desired: DesiredDisk, here: DiskHere | None) -> DiskPlan:
+    async def _remains(self, desired: DesiredDisk, here: DiskHere | None, storage: Storage) -> bool:
+        """Whether somebody who died has left something of a pool's disk: asked when that could be."""
+        disk = desired.id
+        if here is None:
+            wanted = desired.absent
+        else:
+            wanted = 0 < here.incarnation == desired.incarnation != self._alone.get(disk)
+        if not storage.shared or not wanted:
+            return False
+        found = await within("query", f"looking what is left of disk {disk}", storage.remains(disk))
+        if here is not None and not found:
+            self._alone[disk] = here.incarnation
+        return found
+
+    def _plan(self, desired: DesiredDisk, here: DiskHere | None, remains: bool) -> DiskPlan:
         open_by = self._usage.disk_open_by(desired.id)
         memory = self._journal.memory(open_by) if open_by else FRESH
         use = DiskUse(
@@ -191,7 +210,7 @@ class Disks:
             told_mib=memory.told.get(desired.id),
             told_limits=memory.limits.get(desired.id, NO_LIMITS),
         )
-        return disk_plan(desired, here, use)
+        return disk_plan(desired, here, use, remains)
 
     async def _handle(self, key: str) -> float | None:
         disk = key.partition("/")[2]
@@ -203,6 +222,7 @@ class Disks:
                 self._waiting.discard(disk)
                 self._limited.pop(disk, None)
                 self._looked.pop(disk, None)
+                self._alone.pop(disk, None)
                 return None
             try:
                 storage = self._stores.of(desired.pool)
@@ -212,11 +232,12 @@ class Disks:
             try:
                 # What was made just now is known: to look at a disk of a pool costs as much as making it.
                 here = await self._here(disk, storage) if made is None else self._seen(made, storage)
+                remains = await self._remains(desired, here, storage)
             except (CloudError, OSError) as error:
                 self._cannot_see(desired, error)
                 raise
-            plan = self._plan(desired, here)
-            if plan.action is None:
+            plan = self._plan(desired, here, remains)
+            if plan.action is None or isinstance(plan.action, MendDisk):
                 self._problems.pop(disk, None)
                 self._waiting.discard(disk)
                 if here is not None:
@@ -227,6 +248,8 @@ class Disks:
                     return None
                 self._board.put(plan.observed)
                 self._changed(users_of_disk(disk, self._journal.desired))
+                if plan.action is not None and self.connected():
+                    await self._mend(desired, here, plan.action, storage)
                 return asyncio.get_running_loop().time() + MEASURE_EVERY_S
             if not self._has_failed(disk):
                 self._board.put(plan.observed)
@@ -237,11 +260,18 @@ class Disks:
                 return self.workers.now() + CONNECTED_AGAIN_S
             began = self.workers.now()
             try:
-                made = await self._act(desired, here, plan.action, storage)
+                made = await self._act(desired, here, remains, plan.action, storage)
                 log.info("%s: %s in %.3f s", disk, plan.action, self.workers.now() - began)
             except (CloudError, OSError) as error:
                 self._failed(desired, error)
                 raise
+
+    async def _mend(self, desired: DesiredDisk, here: DiskHere | None, action: DiskAction, storage: Storage) -> None:
+        """Nobody waits for it, and what is not mended now is tried again at the next look."""
+        try:
+            await self._act(desired, here, False, action, storage)
+        except (CloudError, OSError) as error:
+            log.warning("%s: %s", desired.id, error)
 
     def _cannot_see(self, desired: DesiredDisk, error: CloudError | OSError) -> None:
         """It is as it was last seen, as far as anyone knows, unless it is to be something else by now."""
@@ -277,7 +307,7 @@ class Disks:
         return FromImage(action.image, await within("image", f"fetching image {action.image}", fetching))
 
     async def _act(
-        self, desired: DesiredDisk, here: DiskHere | None, action: DiskAction, storage: Storage
+        self, desired: DesiredDisk, here: DiskHere | None, remains: bool, action: DiskAction, storage: Storage
     ) -> DiskFacts | None:
         """Do it, unless meanwhile something else has become right. Of a disk that was made, what it is like.
 
@@ -291,7 +321,7 @@ class Disks:
             await stack.enter_async_context(self.hold([desired.id]))
             if self._journal.desired.get(f"disk/{desired.id}") is not desired:
                 return None
-            if self._plan(desired, here).action != action:
+            if self._plan(desired, here, remains).action != action:
                 return None
             self._looked.pop(disk, None)
             match action:
@@ -301,11 +331,16 @@ class Disks:
                     making = storage.create(disk, action.size_mib, source, action.incarnation)
                     made = await within("disk", f"making disk {disk}", making)
                     self._limited[disk] = NO_LIMITS
+                    self._alone[disk] = action.incarnation
                     return made
                 case ResizeDisk():
                     await within("disk", f"growing disk {disk}", storage.resize(disk, action.size_mib))
                 case DeleteDisk():
                     await within("delete", f"deleting disk {disk}", storage.delete(disk))
+                case ClearDisk():
+                    await within("delete", f"deleting what disk {disk} was before", storage.clear(disk))
+                case MendDisk():
+                    await within("disk", f"mending disk {disk}", storage.mend(disk))
                 case TakeSnapshot(snapshot):
                     taking = storage.snapshot(disk, snapshot)
                     await within("disk", f"taking snapshot {snapshot} of disk {disk}", taking)

@@ -19,6 +19,7 @@ from scloud.model.errors import CloudError, ErrorKind
 
 log = logging.getLogger(__name__)
 
+ASKED = ("disks", "monitors")
 ASKS = 4
 """How often a lease is renewed in its own time."""
 MANAGER_S = 2.0
@@ -68,46 +69,58 @@ class Leases:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, key: str) -> None:
-        """One storage cluster's lease, until it has none here any more."""
+        """One storage cluster's lease, until it has none here any more. Its disks and its monitors are asked, each once
+        at a time: while a node's OSDs have just died, or monitors elect a leader, only the others answer."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
-        asking: asyncio.Task[Answer] | None = None
+        asking: dict[str, tuple[float, asyncio.Task[Answer]]] = {}
         try:
             while (store := self._store(key)) is not None:
                 step = store.lease_s / ASKS
                 began = loop.time()
-                if asking is None:
-                    asked_at, asking = began, loop.create_task(self._ask(store))
-                await asyncio.wait([asking], timeout=step)
-                if asking.done():
-                    answer, asking = asking.result(), None
-                    if answer == "kept":
-                        renewed = max(renewed, asked_at)
-                    elif answer == "cut off":
-                        await self._give_up(store, "this node was cut off from their storage cluster")
+                for what in [what for what in ASKED if what not in asking]:
+                    asking[what] = began, loop.create_task(self._ask(store, what), name=f"lease {key}: {what}")
+                await asyncio.wait([task for _, task in asking.values()], timeout=step)
+                renewed = max(renewed, await self._heard(store, asking))
                 if loop.time() - renewed > store.lease_s - MANAGER_S and not await self._manager_answers():
                     await asyncio.sleep(renewed + store.lease_s - loop.time())
-                    if asking is None or not asking.done():
-                        silent = loop.time() - renewed
+                    renewed = max(renewed, await self._heard(store, asking))
+                    silent = loop.time() - renewed
+                    if silent >= store.lease_s:
                         await self._give_up(
                             store, f"neither their storage cluster nor the manager has answered for {silent:.1f} s"
                         )
                 await asyncio.sleep(max(began + step - loop.time(), 0.05))
         finally:
-            if asking is not None:
-                asking.cancel()
+            for _, task in asking.values():
+                task.cancel()
+
+    async def _heard(self, store: DesiredStore, asking: dict[str, tuple[float, asyncio.Task[Answer]]]) -> float:
+        """When the last question was asked that has an answer by now, and this node was not cut off; 0 if none has."""
+        kept = 0.0
+        for what, (asked_at, task) in list(asking.items()):
+            if not task.done():
+                continue
+            del asking[what]
+            answer = task.result()
+            if answer == "kept":
+                kept = max(kept, asked_at)
+            elif answer == "cut off":
+                await self._give_up(store, "this node was cut off from their storage cluster")
+        return kept
 
     def _store(self, key: str) -> DesiredStore | None:
         item = self._journal.desired.get(key)
         return item if isinstance(item, DesiredStore) and item.lease_s > 0 and not item.absent else None
 
-    async def _ask(self, store: DesiredStore) -> Answer:
+    async def _ask(self, store: DesiredStore, what: str) -> Answer:
         """A thread inside may hang for longer than a lease: nobody waits for it."""
         if not self._disks(store):
             return "kept"
         try:
             for pool in store.pools[:1]:
-                if await self._stores.of(pool.id).is_fenced(self._node):
+                storage = self._stores.of(pool.id)
+                if await (storage.is_cut_off() if what == "monitors" else storage.is_fenced(self._node)):
                     return "cut off"
         except CloudError as error:
             return "cut off" if error.kind == ErrorKind.CONFLICT else "silent"

@@ -16,7 +16,7 @@ from scloud.agent.passages import Connections, Passages, Way
 from scloud.drivers.hypervisor.protocol import DomainFacts, Hypervisor, MoveOptions
 from scloud.model.desired import DesiredVm, MoveOut
 from scloud.model.errors import CloudError
-from scloud.model.migrations import MoveSeen
+from scloud.model.migrations import MoveProgress, MoveSeen
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ LOOK_EVERY_S = 0.5
 """How often a migration under way is looked at."""
 POSTCOPY_AFTER = 3
 """Rounds over the memory after which a guest that may be switched to post-copy is."""
+GIVE_UP_AFTER = 6
+"""Rounds over the memory after which one that is still not to be paused within its limit is given up, if so asked."""
 INTERRUPTED = "the node's agent was restarted meanwhile; migrate it again"
 
 
@@ -112,11 +114,17 @@ class Departures:
         if move.stuck == "post-copy" and rounds > POSTCOPY_AFTER and vm.id not in self._postcopied:
             self._postcopied.add(vm.id)
             await within("query", f"switching {vm.id} to post-copy", self._hypervisor.switch_to_postcopy(vm.id))
+        if progress is not None and (why := hopeless(move, progress)):
+            self._errors.setdefault(vm.id, why)
+            await within("query", f"giving up the migration of {vm.id}", self._hypervisor.cancel_move(vm.id))
         return MoveSeen(number=move.number, state="copying", progress=progress)
 
     async def _ended(self, vm: DesiredVm, move: MoveOut, facts: DomainFacts | None) -> MoveSeen:
         """What is here now; why it did not leave is what the engine said, if this agent was there to hear it."""
         reason = self._errors.get(vm.id, INTERRUPTED)
+        if facts is not None and facts.halved:
+            # The engine's job goes on, and gets nowhere without this agent's sockets.
+            return MoveSeen(number=move.number, state="held", reason=reason)
         if facts is not None and facts.running:
             busy = await within("query", f"asking how far {vm.id} is", self._hypervisor.move_progress(vm.id))
             if busy is not None:  # begun by an agent that is no more: its sockets went with it
@@ -144,6 +152,19 @@ class Departures:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def hopeless(move: MoveOut, at: MoveProgress) -> str:
+    """Why a migration that is to be given up does not end; "" if it may yet, or is to go on."""
+    pause = at.downtime_ms
+    if move.stuck != "give-up" or at.iteration <= GIVE_UP_AFTER or pause is None or pause <= move.downtime_ms:
+        return ""
+    return (
+        f"the guest writes faster than is copied: after {at.iteration - 1} rounds {at.remaining_mib} of {at.total_mib} "
+        f"MiB are left, at {at.rate_mib_s} MiB/s copied and {at.dirty_mib_s} MiB/s written; it would pause {pause} ms, "
+        f"and may {move.downtime_ms} ms. Give it more bandwidth or a longer pause (`--downtime`), or choose "
+        "`--stuck auto-converge` or `post-copy`"
+    )
 
 
 def arrival(number: int, facts: DomainFacts | None) -> MoveSeen | None:

@@ -86,6 +86,8 @@ class Network:
         self._target = 0
         self._heard = False
         self._problems: dict[str, str] = {}
+        self._untold: set[str] = set()
+        """Ports that no desired object tells of any more, whose taps are to go all the same."""
         self._peers: set[str] = set()
         self.workers = Workers(self._handle)
         self.services = VpcServices(functions, self, journal, board, settings.node, settings.mtu)
@@ -190,6 +192,14 @@ class Network:
         entry = self._on_switch.get(key)
         return entry[1] if entry else None
 
+    def take_away(self, nics: Iterable[str]) -> None:
+        """Nics of a VM that is gone from here: of those that no port tells of any more, the taps go. It comes to that
+        when a migration to here has ended while neither node could be reached, and its source is out of the cloud."""
+        for key in (f"port/{nic}" for nic in nics):
+            if key not in self._journal.desired:
+                self._untold.add(key)
+                self.workers.wake(key)
+
     def has_tap(self, nic: str) -> bool:
         """Whether the switch has a port of it, or is just being given one."""
         return self.ofport(f"port/{nic}") is not None or self.workers.working(f"port/{nic}")
@@ -268,7 +278,10 @@ class Network:
         while True:
             desired = self._journal.desired.get(key)
             if not isinstance(desired, DesiredPort):
+                if key in self._untold:
+                    await self._untold_port(key)
                 return None
+            self._untold.discard(key)
             mine = desired.on(self._settings.node)
             # A nic that is another node's now may have left its tap here.
             port = desired if mine else desired.model_copy(update={"absent": True})
@@ -290,6 +303,17 @@ class Network:
                     if port.vm is not None:
                         self._changed([f"vm/{port.vm}"])
                     return None
+
+    async def _untold_port(self, key: str) -> None:
+        nic = key.removeprefix("port/")
+        if not self._usage.known or self._usage.nic_open_by(nic) is not None:
+            return  # whose VM is gone asks again
+        if key in self._flowing:
+            self._stale = True
+            self._wake_flows()
+            return  # woken again when its flows are gone
+        await self.take_off_switch(key, tap_name(nic))
+        self._untold.discard(key)
 
     async def put_on_switch(self, owner: str, device: str, *, tap: bool) -> None:
         """Give the owner's device its number and have it in the next flows."""

@@ -65,6 +65,7 @@ class Reconciler:
         self.ceph = Ceph(daemons, journal, board)
         self._sweeps = Workers(self._sweep)
         self._events: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._seen: dict[str, asyncio.Event] = {"domains": asyncio.Event(), "switch": asyncio.Event()}
 
     def start(self) -> None:
@@ -88,9 +89,10 @@ class Reconciler:
 
     async def stop(self) -> None:
         """End all tasks; VMs, flows and services stay as they are."""
-        if self._events is not None:
-            self._events.cancel()
-            await asyncio.gather(self._events, return_exceptions=True)
+        for task in (self._events, self._leaving):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.ceph.stop()
         await self.vms.departures.close()
         for pool in (self._sweeps, self.vms.workers, self.disks.workers, self.network.workers):
@@ -148,6 +150,19 @@ class Reconciler:
         finally:
             for waiting in gone:
                 waiting.cancel()
+
+    def out_of_the_cloud(self) -> None:
+        """The node was taken out of the cloud: its VMs are lost for their owners, who may run them elsewhere by now."""
+        vms = [vm.id for vm in self._journal.desired.values() if isinstance(vm, DesiredVm) and vm.power != "absent"]
+        if vms and (self._leaving is None or self._leaving.done()):
+            log.warning("taken out of the cloud: %s end here; their disks are left as they are", ", ".join(vms))
+            self._leaving = asyncio.get_running_loop().create_task(self._leave(vms), name="leave the cloud")
+
+    async def _leave(self, vms: list[str]) -> None:
+        try:
+            await self.evict(vms)
+        except (CloudError, OSError) as error:
+            log.warning("not all VMs have ended yet: %s; it is gone on with", error)
 
     async def switch_off(self, disks: Iterable[str], why: str) -> list[str]:
         """Switch off every running VM that has one of these disks; the VMs."""

@@ -18,12 +18,14 @@ from scloud.link.digest import digest_of
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad
 from scloud.model.wire import (
+    WAS_REMOVED,
     Beat,
     Call,
     Desired,
     Heartbeat,
     Hello,
     Refused,
+    Removed,
     Reply,
     Report,
     Welcome,
@@ -51,6 +53,10 @@ class Taker(Protocol):
     async def take(self, message: Desired) -> None: ...
 
     def new_connection(self) -> None: ...
+
+    def out_of_the_cloud(self) -> None:
+        """The node was taken out of it: what runs here is nobody's."""
+        ...
 
 
 class KnowsManagers(Protocol):
@@ -90,10 +96,17 @@ class Session:
         self._calls = calls
         self._managers = managers
         self._answering: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
         """Connect, serve, and connect again, for ever."""
+        try:
+            await self._run()
+        finally:
+            await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         tries = 0
         while True:
@@ -132,12 +145,19 @@ class Session:
             self.connected.clear()
             for task in self._answering:
                 task.cancel()
-            await channel.close()
+            # Beside what comes next: a manager that is gone answers no goodbye, and another may wait to be dialled.
+            closing = asyncio.get_running_loop().create_task(channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _greet(self, channel: Channel) -> Welcome:
         have = {key: digest_of(item) for key, item in self._journal.desired.items()}
         await channel.send(Hello(facts=await self._facts(), epoch=self._journal.epoch, have=have))
         answer = await channel.receive(welcome_answer)
+        if isinstance(answer, Removed):
+            self._check_epoch(answer.epoch)
+            self._taker.out_of_the_cloud()
+            raise CloudError(ErrorKind.FORBIDDEN, WAS_REMOVED)
         if isinstance(answer, Refused):
             raise CloudError(ErrorKind(answer.error[0]), answer.error[1])
         if answer.node != self._node:

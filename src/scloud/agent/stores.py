@@ -76,6 +76,10 @@ class Stores:
         """Of every pool that is known."""
         return {pool: self.of(pool) for pool in sorted(self._known)}
 
+    def answer_s(self) -> float:
+        """How long the slowest of the pools in use takes for a small request, in seconds."""
+        return max((storage.answer_s() for storage in self._open.values()), default=0.0)
+
     def changed(self, store: str, new: DesiredStore | None) -> list[str]:
         """Take notice of a store as it is desired now; returns the pools that are reached in another way."""
         before = {pool: known for pool, known in self._known.items() if known[0].id == store}

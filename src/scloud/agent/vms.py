@@ -127,6 +127,10 @@ class Vms:
             if self._prepared.pop(vm, None) is not None:
                 await self._passages.forget(vm)
                 continue  # something may have come since it was looked at
+            if facts is not None and facts.halved and desired.power == "on":
+                log.warning("%s: a post-copy broke off, and part of its memory with it: it is started anew", vm)
+                await within("power", f"switching {vm} off", self._hypervisor.destroy(vm))
+                continue
             if facts is not None and (facts.moving or facts.complete) and desired.power == "on":
                 # Held by a migration; the manager has found out that it runs nowhere else.
                 if let_run:
@@ -153,10 +157,13 @@ class Vms:
                     await self._clean_up(desired)
                     if left := [nic for nic in desired.nics if self._network.has_tap(nic)]:
                         # Its taps are told by other objects, which may be dropped once this is said to be gone.
+                        self._network.take_away(left)
                         reason = f"the taps of {', '.join(left)} are being removed"
                         update = {"state": "working", "settled": False, "reason": reason}
-                        self._board.put(plan.observed.model_copy(update=update))
-                        self._touch(desired)
+                        reported = plan.observed.model_copy(update=update)
+                        if self._board.get(key) != reported:
+                            self._board.put(reported)
+                            self._touch(desired)  # once: they wake it in turn
                         return self.workers.now() + UNDONE_S
                     self._board.put(plan.observed.model_copy(update={"dropped": desired.leftovers}))
                     return plan.wake_at
@@ -199,6 +206,8 @@ class Vms:
 
     async def _expect(self, desired: DesiredVm, move: MoveIn, facts: DomainFacts | None) -> float:
         """It is to come from another node. Taps and flows are in place before it does."""
+        if move.asked:
+            return await self._last_word(desired, move)
         seen = arrival(move.number, facts)
         if seen is None:
             known = self._prepared.get(desired.id)
@@ -208,6 +217,18 @@ class Vms:
                 seen = await self._prepare(desired, move)
         if seen is not None:
             self._say(desired, seen.model_copy(update={"asked": move.asked}))
+        return self.workers.now() + LOOK_EVERY_S
+
+    async def _last_word(self, desired: DesiredVm, move: MoveIn) -> float:
+        """Nobody but this node can say whether it has come: from now on nothing more of it comes, then it is looked at.
+
+        While what came last still makes its way into the engine, there is no answer.
+        """
+        await self._passages.forget(desired.id)
+        facts = await within("query", f"looking at {desired.id}", self._hypervisor.show(desired.id))
+        seen = arrival(move.number, facts) or MoveSeen(number=move.number, state="ready")
+        asked = 0 if seen.state == "arriving" else move.asked
+        self._say(desired, seen.model_copy(update={"asked": asked}))
         return self.workers.now() + LOOK_EVERY_S
 
     async def _released(self, vm: str) -> None:

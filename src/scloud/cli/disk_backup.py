@@ -12,7 +12,7 @@ import typer
 from scloud.cli.follow import await_operations
 from scloud.cli.image import transfer
 from scloud.cli.options import NameArgument, OutputOption
-from scloud.cli.output import Resource, emit, say
+from scloud.cli.output import Resource, emit, note, say
 from scloud.cli.session import Output, connect, path
 from scloud.cli.standard import given
 
@@ -76,38 +76,29 @@ def import_disk(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A new disk, or a detached one to write over.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup made by `disk export`.")],
     type: Annotated[
-        str | None, typer.Option("--type", metavar="TYPE", help="Disk type of a new disk: `scloud disk-type list`.")
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="Disk type of a new disk, of a pool: `scloud disk-type list`."),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Bring a disk back from a file: first the whole backup, then those of what has changed, in order."""
     from scloud.client import backup
-    from scloud.client.problems import from_operation
 
     if not file.is_file():
         raise typer.BadParameter(f"{file} is no file on this machine", param_hint="'FILE'")
     found = backup.header(file)
     backup.check(file)
     with connect() as client:
-        disk = _disk(client, name, type, found)
-        size = file.stat().st_size
-        with transfer(f"sending {file.name}") as on_bytes:
-            operation = client.request(
-                "PUT",
-                path("disks", disk["id"], "data"),
-                content=_pieces(file, on_bytes, size),
-                headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
-            )
-        if operation["state"] != "done":
-            raise from_operation(operation)
+        there = _there(client, name, found)
+        operation = _send(client, there, file) if there else _into_new(client, name, type, file, found)
     if output is Output.TABLE:
         say(f"{name} is as in snapshot {found['snapshot']}")
     else:
         emit(operation, output)
 
 
-def _disk(client: Client, name: str, type: str | None, found: Resource) -> Resource:
-    """The disk of this name; a new one if there is none and the backup is a whole one."""
+def _there(client: Client, name: str, found: Resource) -> Resource | None:
+    """The disk of this name; None if there is none and the backup is a whole one."""
     from scloud.client.problems import is_missing
 
     try:
@@ -116,12 +107,47 @@ def _disk(client: Client, name: str, type: str | None, found: Resource) -> Resou
     except Exception as error:
         if not is_missing(error) or found.get("since"):
             raise
-    answer = client.post("/disks", {"name": name, "spec": given(size_mib=found["size_mib"], type=type)})
-    _, errors = await_operations(client, [answer["operation"]])
-    if errors:
-        raise errors[0]
-    made: Resource = answer["resource"]
-    return made
+        return None
+
+
+def _into_new(client: Client, name: str, type: str | None, file: Path, found: Resource) -> Resource:
+    """Into a disk that is made for it, and does not stay behind empty if it cannot be filled."""
+    if type is None:
+        raise typer.BadParameter(
+            f"there is no disk '{name}': to have one made, name a disk type of a pool (`scloud disk-type list`); "
+            "a disk of a node's own storage has no place for the bytes before it was attached to a VM",
+            param_hint="'--type'",
+        )
+    answer = client.post("/disks", {"name": name, "spec": {"size_mib": found["size_mib"], "type": type}})
+    disk = answer["resource"]
+    try:
+        _, errors = await_operations(client, [answer["operation"]])
+        if errors:
+            raise errors[0]
+        return _send(client, disk, file)
+    except Exception:
+        try:
+            client.delete(path("disks", disk["id"]), now=True)
+        except Exception as error:
+            note(f"The disk {name}, which was made for it, stays behind: {error}")
+        raise
+
+
+def _send(client: Client, disk: Resource, file: Path) -> Resource:
+    """The ended operation."""
+    from scloud.client.problems import from_operation
+
+    size = file.stat().st_size
+    with transfer(f"sending {file.name}") as on_bytes:
+        operation: Resource = client.request(
+            "PUT",
+            path("disks", disk["id"], "data"),
+            content=_pieces(file, on_bytes, size),
+            headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+        )
+    if operation["state"] != "done":
+        raise from_operation(operation)
+    return operation
 
 
 def _pieces(file: Path, on_bytes: Callable[[int, int | None], None], size: int) -> Iterator[bytes]:

@@ -127,11 +127,19 @@ def label(
 @with_how
 def remove(
     name: NameArgument,
-    force: Annotated[bool, typer.Option("--force", help="Even if VMs are on it: they are lost.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="It is lost, and what only it has goes with it.")] = False,
+    powered_off: Annotated[
+        bool, typer.Option("--powered-off", help="Its machine is off and stays off: take it out at once.")
+    ] = False,
     *,
     how: How,
 ) -> None:
-    """Take a node out of the cloud."""
+    """Take a node out of the cloud.
+
+    A lost node may run on behind cut wires: with --force it is cut off from its storage first, and out when that is
+    certain. --powered-off is your promise that it is not, for when its storage cannot be asked.
+    """
+    ask = given(force=force or powered_off or None, powered_off=powered_off or None)
     with connect() as client:
-        answer = client.delete(path("nodes", name), force=force or None)
+        answer = client.delete(path("nodes", name), **ask)
         settle(client, answer, how, "removed", "gone")

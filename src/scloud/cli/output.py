@@ -57,11 +57,11 @@ def console() -> Console:
 def emit(data: Any, output: Output) -> None:
     """JSON or YAML on stdout."""
     if output is Output.JSON:
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        print(json.dumps(data, indent=2, ensure_ascii=False), flush=True)
         return
     import yaml
 
-    print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="", flush=True)
 
 
 def fitted(widths: Sequence[int], available: int) -> list[int]:

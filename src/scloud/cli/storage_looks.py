@@ -52,6 +52,8 @@ def capacity_text(resource: Resource) -> str:
     parts.append(f"{human.size(capacity.get('available_mib', 0))} free")
     promised = capacity.get("provisioned_mib", 0)
     parts.append(f"{human.size(promised)} promised to disks ({100 * promised / total:.0f} %)")
+    if capacity.get("refused_in_days"):
+        parts.append(f"new disks refused in {capacity['refused_in_days']:g} days")
     if days_left(resource):
         parts.append(f"full in {days_left(resource)}")
     return ", ".join(parts)

@@ -2,7 +2,8 @@
 
 A request whose connection is lost is sent again only where that is safe: reads, and changes, which the manager carries
 out once for each Idempotency-Key; uploads are not. A manager that has answered once in the life of a client and is then
-refused (it restarts) is tried again for a while; one that never answered is reported at once.
+refused (it restarts) is tried again for a while; one that never answered is reported at once. Where a cloud has several
+managers, one that hangs is soon given up for the next.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ ANSWER_S = 60.0
 LONG_POLL_S = 20.0
 ONE_ROUND_S = 15.0
 """How long the other managers of a cloud are tried when one does not take a connection: takeovers are quicker."""
+HURRY_S = 5.0
+"""How long one of several managers may take to answer, beyond what it is asked to wait: one that hangs takes
+connections all the same. The last of them has ANSWER_S, so that what takes long is answered."""
 PATIENCE_S = 30.0
 """How long a manager that has gone away may stay away before a request gives up."""
 
@@ -68,7 +72,7 @@ class Client:
         self._http = httpx.Client(
             base_url=context.url.rstrip("/"),
             headers={"Authorization": f"Bearer {context.token}", "Accept": "application/json"},
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            timeout=httpx.Timeout(ANSWER_S, connect=HURRY_S if context.others else CONNECT_S),
             verify=tls_context(context),
             trust_env=not is_local(context.url),
             transport=transport,
@@ -211,19 +215,29 @@ class Client:
         url, query = self._path(path), _query(params or {})
         repeatable = method == "GET" or method in CHANGES
         pause, give_up = 0.1, time.monotonic() + PATIENCE_S
+        in_haste = len(self.context.others) if repeatable else 0
         while True:
+            limit = httpx.Timeout(HURRY_S + float((query or {}).get("wait", 0))) if in_haste else self._http.timeout
             try:
-                response = self._http.request(method, url, json=json, params=query, content=content, headers=own)
+                response = self._http.request(
+                    method, url, json=json, params=query, content=content, headers=own, timeout=limit
+                )
                 if not (repeatable and _nobody_leads(response) and time.monotonic() < give_up):
                     break
+                if self.context.others:  # one that is cut off from the database knows of no leader, and another does
+                    self._ask_another()
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
             except httpx.TransportError as error:
+                if in_haste and isinstance(error, httpx.ReadTimeout):
+                    in_haste -= 1
+                    self._ask_another()
+                    continue
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 lost = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError) and not unsent
                 if unsent and self.context.others and time.monotonic() < give_up - PATIENCE_S + ONE_ROUND_S:
                     # Nothing was sent: another manager of the same cloud can be asked whatever it is.
-                    self._http.base_url = httpx.URL(next(self._managers).rstrip("/"))
+                    self._ask_another()
                     time.sleep(pause)
                     continue
                 again = repeatable and (lost or (unsent and self._answered)) and time.monotonic() + pause < give_up
@@ -237,6 +251,10 @@ class Client:
         if response.is_error:
             raise from_response(response.status_code, response.content, what=f"{method} {url}")
         return response
+
+    def _ask_another(self) -> None:
+        """From now on."""
+        self._http.base_url = httpx.URL(next(self._managers).rstrip("/"))
 
     def _path(self, path: str) -> str:
         full = path if path.startswith("/") else f"/{path}"

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from scloud.client.contexts import API_PREFIX, Context
-from scloud.client.http import is_local, tls_context
+from scloud.client.http import HURRY_S, is_local, tls_context
 from scloud.client.problems import failure, from_response
 
 if TYPE_CHECKING:
@@ -50,11 +50,16 @@ async def open_stream(context: Context, path: str) -> AsyncIterator[ClientConnec
     """A connection to a stream of the API, by the first of the cloud's managers that answers; `path` is below /api/v1.
     Raises the CloudError of a refusal."""
     failures: list[str] = []
-    for root in (context.url, *context.others):
+    roots = (context.url, *context.others)
+    for root in roots:
         try:
-            connection = await _open(context, root, path)
+            # One that hangs takes the connection all the same; the last has time for what takes long.
+            connection = await _open(context, root, path, OPEN_S if root == roots[-1] else HURRY_S)
             break
         except InvalidStatus as error:
+            if "retry-after" in error.response.headers and root != roots[-1]:
+                failures.append(f"{root} knows of no manager that leads")
+                continue
             raise from_response(
                 error.response.status_code, bytes(error.response.body or b""), what=f"opening {path}"
             ) from error
@@ -68,7 +73,7 @@ async def open_stream(context: Context, path: str) -> AsyncIterator[ClientConnec
         await connection.close()
 
 
-async def _open(context: Context, root: str, path: str) -> ClientConnection:
+async def _open(context: Context, root: str, path: str, limit_s: float) -> ClientConnection:
     """By one manager."""
     parts = urlsplit(root.rstrip("/"))
     secure = parts.scheme == "https"
@@ -78,7 +83,7 @@ async def _open(context: Context, root: str, path: str) -> ClientConnection:
         additional_headers={"Authorization": f"Bearer {context.token}"},
         ssl=tls_context(context) if secure else None,
         proxy=None if is_local(root) else True,
-        open_timeout=OPEN_S,
+        open_timeout=limit_s,
         max_size=None,
         compression=None,
     )

@@ -113,8 +113,8 @@ async def change(visit: Visit) -> Response:
 
 async def delete(visit: Visit) -> Response:
     kind = _collection(visit, DELETE)
-    force = True if (await visit.form()).text("force") else None
-    answer = await visit.api.delete(f"/{kind}/{part(visit.ref())}", force=force)
+    ticked = {name: True for name in ("force", "powered_off") if (await visit.form()).text(name)}
+    answer = await visit.api.delete(f"/{kind}/{part(visit.ref())}", **ticked)
     leaves = (await visit.form()).text("leave") is not None
     return await visit.began(answer, to=LIST_OF.get(kind, f"/{kind}") if leaves else None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scloud.controllers import migration
 from scloud.controllers.manager import Manager
-from scloud.controllers.storage import auditing
+from scloud.controllers.storage import auditing, left
 from scloud.model.errors import CloudError
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Inventory
@@ -35,12 +35,16 @@ async def audit(manager: Manager) -> dict[str, Any]:
             return
 
     async with asyncio.TaskGroup() as group:
-        strange_keys = group.create_task(auditing.keys(manager.store, manager.sessions))
+        clusters = group.create_task(auditing.ask(manager.store, manager.sessions))
         for node in nodes:
             group.create_task(ask(node))
     names = {id: row.name for id, row in nodes.items()}
     findings = await manager.store.read(lambda tx: compare(tx, inventories, names))
-    findings += [_finding(severity, "", key, message) for severity, key, message in strange_keys.result()]
+    strange, blocked = clusters.result()
+    findings += [_finding(severity, "", key, message) for severity, key, message in strange]
+    now = manager.store.clock()
+    cut_off = await manager.store.read(lambda tx: list(left.cut_off(tx, inventories, blocked, now)))
+    findings += [_finding(severity, node, key, message) for severity, node, key, message in cut_off]
     silent = sorted(names[id] for id in nodes if id not in inventories and nodes[id].state != State.JOINING)
     findings += [_finding("warning", name, "", "the node did not answer; what it has is not known") for name in silent]
     return {
@@ -84,7 +88,10 @@ def compare(tx: Tx, inventories: Mapping[str, Inventory], names: Mapping[str, st
     findings += [
         _finding("error", names[node], key, message) for node, key, message in auditing.compare(tx, inventories)
     ]
-    return findings + _in_pools(tx, inventories, names, rows)
+    findings += _in_pools(tx, inventories, names, rows)
+    return findings + [
+        _finding(severity, names[node], key, message) for severity, node, key, message in left.in_pools(tx, inventories)
+    ]
 
 
 def _on_their_way(row: Resource, rows: Mapping[str, Resource]) -> set[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scloud.controllers import finishing, migration, placement, snapshots
+from scloud.controllers import finishing, migration, node_removal, placement, snapshots
+from scloud.controllers.storage import leaving
 from scloud.model.errors import ErrorKind
 from scloud.model.kinds import TRANSITIONAL, Kind, State
 from scloud.model.registry import status_type
+from scloud.model.storage import PoolStatus
 from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.operations import Operation, OperationState
@@ -25,8 +27,10 @@ def expire(tx: Tx, overdue: Iterable[Operation], connected: set[str]) -> None:
             operations.end(tx, op, OperationState.CANCELLED, "the resource is gone")
         elif migration.ends_first(row) and op.action != migration.ACTION:
             _expire_wait(tx, op, row)
+        elif op.action == node_removal.ACTION:
+            node_removal.overdue(tx, op, row)
         elif op.action.endswith(".delete"):
-            _expire_deletion(tx, row, connected)
+            _expire_deletion(tx, op, row, connected)
         else:
             _expire(tx, op, row, connected)
 
@@ -51,7 +55,13 @@ def _expire_wait(tx: Tx, op: Operation, row: Resource) -> None:
     operations.record(tx, row, "error", reason)
 
 
-def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:
+def _expire_deletion(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
+    if row.kind == Kind.POOL:
+        _expire_pool_deletion(tx, op, row)
+        return
+    if row.kind == Kind.STORAGE_CLUSTER:
+        leaving.overdue(tx, row)
+        return
     place = _place(tx, row)
     name = _node_name(tx, place)
     waiting = "has not finished removing it" if place.node in connected else "does not answer"
@@ -60,10 +70,18 @@ def _expire_deletion(tx: Tx, row: Resource, connected: set[str]) -> None:
     )
 
 
+def _expire_pool_deletion(tx: Tx, op: Operation, pool: Resource) -> None:
+    """Its bytes are there until its cluster has deleted it: it stays to be seen, with the reason."""
+    why = pool.status_as(PoolStatus).reason or "its cluster has not deleted it yet"
+    seconds = op.deadline_at - op.created_at
+    reason = f"{op.action} did not finish within {seconds:.0f} s; the pool stays in `deleting`: {why}"
+    operations.end(tx, op, OperationState.FAILED, reason, code=ErrorKind.TIMED_OUT)
+
+
 def _expire(tx: Tx, op: Operation, row: Resource, connected: set[str]) -> None:
     kind = Kind(row.kind)
     if op.action == migration.ACTION:
-        migration.cancel(tx, row, "it did not end in its time")
+        migration.overdue(tx, row, op)
         return
     status = row.status_as(status_type(kind))
     seconds = op.deadline_at - op.created_at

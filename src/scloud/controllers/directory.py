@@ -113,9 +113,11 @@ class Directory:
 
     def load(self, tx: Tx) -> None:
         """Everything, from nothing."""
+        vms = all_of(tx, Kind.VM, gone=True)
+        self._vm_row = {row.id: row for row in vms}  # known from the beginning, so that each nic is rendered only once
         for kind in RENDERED:
             if kind not in WITH_ITS_PARENT:
-                rows = all_of(tx, kind, gone=True)
+                rows = vms if kind == Kind.VM else all_of(tx, kind, gone=True)
                 under = _under(tx, kind, [row.id for row in rows])
                 for row in rows:
                     self._put(tx, row, under.get(row.id, []))

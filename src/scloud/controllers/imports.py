@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from scloud.controllers import serving
 from scloud.controllers.settings import seconds_for
 from scloud.link.backup import BackupHeader
 from scloud.link.channel import Channel
@@ -31,7 +32,10 @@ def check(tx: Tx, disk: Resource, header: BackupHeader) -> None:
         )
     if any(op.action == ACTION for op in operations.open_for(tx, disk.id)):
         raise CloudError(ErrorKind.CONFLICT, f"disk '{disk.name}' is being imported already; wait for the end of that")
-    size = disk.spec_as(DiskSpec).size_mib
+    spec = disk.spec_as(DiskSpec)
+    if spec.pool is not None:
+        serving.check_pool(tx, spec.pool)
+    size = spec.size_mib
     if header.size_mib > size:
         raise invalid("data", f"is of a disk of {header.size_mib} MiB, and this one has {size}; resize it first")
     if header.since is not None and status.imported != header.since:

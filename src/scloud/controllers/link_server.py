@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
+from scloud.controllers import node_removal
 from scloud.controllers.manager import Manager
 from scloud.controllers.sessions import Session
 from scloud.link.channel import Channel
@@ -16,6 +17,7 @@ from scloud.link.pki import MANAGER_NAME
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind
 from scloud.model.wire import (
+    WAS_REMOVED,
     Beat,
     CaAnswer,
     CaRequest,
@@ -26,6 +28,7 @@ from scloud.model.wire import (
     Heartbeat,
     Hello,
     Refused,
+    Removed,
     Reply,
     Report,
     StreamHello,
@@ -42,6 +45,8 @@ first_message: TypeAdapter[Hello | StreamHello | FetchHello | Enroll | CaRequest
 FIRST_FRAME_S = 15.0
 BEAT_S = 2.0
 STREAM_S = 15.0
+MAX_WAITING = 64
+"""Messages of one node that wait to be taken in; then no more are read."""
 
 
 class Authority(Protocol):
@@ -53,8 +58,19 @@ class Authority(Protocol):
     def issue(self, node: str, csr: str) -> str: ...
 
 
+Inbox = asyncio.Queue[Report | Reply]
 ImageSender = Callable[[Channel, str], Awaitable[None]]
 """Sends one image over a channel, or raises CloudError before the first byte."""
+
+
+def _was_removed(tx: Tx, peer: str) -> bool:
+    """FORBIDDEN if it is no node, and nobody is known to have said that it is to be one no more."""
+    node = find(tx, peer)
+    if node is not None and node.kind == Kind.NODE:
+        return False
+    if node_removal.was_removed(tx, peer):
+        return True
+    raise CloudError(ErrorKind.FORBIDDEN, "this cloud does not know this node; join it anew")
 
 
 class LinkServer:
@@ -92,9 +108,12 @@ class LinkServer:
         if channel.peer == MANAGER_NAME and isinstance(first, FetchHello):
             await self._send_image(channel, first.image)  # a standby keeps copies
             return
-        node = await self._manager.store.read(lambda tx: find(tx, channel.peer))
-        if node is None or node.kind != Kind.NODE:
-            raise CloudError(ErrorKind.FORBIDDEN, "this node was removed from the cloud; join it anew")
+        if await self._manager.store.read(lambda tx: _was_removed(tx, channel.peer)):
+            if not isinstance(first, Hello):
+                raise CloudError(ErrorKind.FORBIDDEN, WAS_REMOVED)
+            log.info("node %s was removed from the cloud, and is told so", channel.peer)
+            await channel.send(Removed(epoch=self._manager.epoch))
+            return
         if isinstance(first, Hello):
             await self._control(channel, first)
         elif isinstance(first, StreamHello):
@@ -130,13 +149,15 @@ class LinkServer:
         refused: list[CloudError] = []
         try:
             async with asyncio.TaskGroup() as group:
-                receiving = group.create_task(self._receive(channel, session))
+                inbox: Inbox = asyncio.Queue(MAX_WAITING)
+                receiving = group.create_task(self._receive(channel, session, inbox))
+                taking = group.create_task(self._take(session, inbox))
                 await manager.connected(session, hello.have)
                 sending = group.create_task(session.send_forever())
                 beating = group.create_task(self._beat(channel))
                 await receiving
-                sending.cancel()
-                beating.cancel()
+                for task in (taking, sending, beating):
+                    task.cancel()
         except* OSError:
             pass
         except* CloudError as errors:
@@ -158,18 +179,36 @@ class LinkServer:
             await channel.send(Beat(epoch=self._manager.epoch))
             await asyncio.sleep(BEAT_S)
 
-    async def _receive(self, channel: Channel, session: Session) -> None:
+    async def _receive(self, channel: Channel, session: Session, inbox: Inbox) -> None:
+        """A heartbeat is heard at once, all else in its order.
+
+        What is written to the database of a busy manager takes its time, and the node is not silent meanwhile.
+        """
         loop = asyncio.get_running_loop()
-        while not session.closed:
-            message = await channel.receive(agent_message)
-            session.last_heard = loop.time()
-            if isinstance(message, Heartbeat):
-                session.hear_load(message.load)
+        try:
+            while not session.closed:
+                message = await channel.receive(agent_message)
+                session.last_heard = loop.time()
+                if isinstance(message, Heartbeat):
+                    session.hear_load(message.load)
+                elif isinstance(message, Report | Reply):
+                    await inbox.put(message)
+        except OSError:
+            await inbox.join()  # what it said before it left counts
+            raise
+
+    async def _take(self, session: Session, inbox: Inbox) -> None:
+        """For ever. When the node's next connection is there, what is left of this one is old, and counts no more."""
+        while True:
+            message = await inbox.get()
+            if session.closed:
+                pass
             elif isinstance(message, Report):
                 await self._manager.report(session.node, message.items)
                 session.hear(message)
-            elif isinstance(message, Reply):
+            else:
                 session.answer(message)
+            inbox.task_done()
 
     # --- streams
 

@@ -16,6 +16,7 @@ from typing import Any
 from scloud.controllers import deadlines, imports, node_state, placement, serving, snapshot_schedule, trash
 from scloud.controllers.bases import Bases
 from scloud.controllers.directory import Directory
+from scloud.controllers.following import Following
 from scloud.controllers.ha.controller import HaController
 from scloud.controllers.image_import import ImageImporter, ImageStore
 from scloud.controllers.intake import Intake
@@ -52,6 +53,7 @@ class Manager:
         self.settings = settings or Settings()
         self.directory = Directory()
         self.sessions = Sessions()
+        self.following = Following(store, self.directory, self.sessions)
         self.waiters = Waiters()
         self.revisions = itertools.count(1).__next__
         self.importer = ImageImporter(store, images)
@@ -62,14 +64,11 @@ class Manager:
         self.migrator = Migrator(store, self.directory, self.network)
         self.relocator = Relocator(store, self.loads, self.settings.relocation_look_s)
         self.storage = StorageController(store, self.sessions)
-        self.ha = HaController(store, self.sessions, self.directory, self.caught_up, self.loads, self._give_up)
+        caught_up = self.following.caught_up
+        self.ha = HaController(store, self.sessions, self.directory, caught_up, self.loads, self._give_up)
         self._loads: placement.Loads | None = None
         self._loads_at = 0.0
-        self._touched: dict[str, None] = {}
-        self._refreshing = False
-        self._touch_event = asyncio.Event()
         self._work_event = asyncio.Event()
-        self._caught_up = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._started_at = 0.0
         self._arrived_at = -math.inf
@@ -88,7 +87,7 @@ class Manager:
             self._started_at = asyncio.get_running_loop().time()
             self.ready.set()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_directory())
+                group.create_task(self.following.run())
                 group.create_task(self._work_forever())
                 group.create_task(self._tick_forever())
                 group.create_task(self.storage.run())
@@ -113,36 +112,8 @@ class Manager:
             elif kind == "status":
                 continue
             else:
-                self._touched[key] = None
-                self._touch_event.set()
+                self.following.touched(key)
                 self.waiters.wake(key)
-
-    # --- telling nodes
-
-    async def _keep_directory(self) -> None:
-        """Carry every commit into the directory, and from there to the nodes concerned."""
-        while True:
-            await self._touch_event.wait()
-            self._touch_event.clear()
-            keys, self._touched = list(self._touched), {}
-            self._refreshing = True
-            await self.store.read(lambda tx, keys=keys: self.directory.refresh(tx, keys))  # type: ignore[misc]
-            self._refreshing = False
-            self._publish()
-
-    def _publish(self) -> None:
-        changed, self.directory.changed = self.directory.changed, set()
-        for node, key in changed:
-            session = self.sessions.get(node)
-            if session is not None:
-                session.mark(key)
-        self._caught_up.set()
-
-    async def caught_up(self) -> None:
-        """Returns once every commit until now has been marked at its nodes."""
-        while self._touched or self._refreshing:
-            self._caught_up.clear()
-            await self._caught_up.wait()
 
     # --- work
 
@@ -231,10 +202,10 @@ class Manager:
             elif kind == "rebalance":
                 await self.relocator.rebalance(id)
             elif kind == "migrate":
-                await self.caught_up()
+                await self.following.caught_up()
                 done = await self.migrator.work(id)
             elif kind in (Kind.NIC, Kind.SECURITY_GROUP, Kind.VPC, Kind.SUBNET):
-                await self.caught_up()
+                await self.following.caught_up()
                 done = await self.network.work(Kind(kind), id)
             if done:
                 await self.store.write(lambda tx: operations.finish(tx, item))
@@ -259,7 +230,7 @@ class Manager:
         self._arrived_at = asyncio.get_running_loop().time()
         have = await self.ha.let_in(session, have)
         await self.store.write(lambda tx: node_state.arrived(tx, session.node, session.facts))
-        await self.caught_up()
+        await self.following.caught_up()
         session.start(have)
 
     def disconnected(self, session: Session) -> None:

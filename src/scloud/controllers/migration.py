@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from sqlalchemy import select
 
-from scloud.controllers import finishing, placement, serving, snapshots
+from scloud.controllers import finishing, lost, placement, serving, snapshots
 from scloud.controllers.directory import Directory
 from scloud.controllers.network_wait import NetworkWait
 from scloud.controllers.placement import Loads
@@ -22,7 +22,17 @@ from scloud.model.migrations import DiskCopy, Migration, MoveProgress, MoveSeen,
 from scloud.model.observed import Observed
 from scloud.model.specs import DiskSpec, NicSpec, VmSpec
 from scloud.model.statuses import DiskStatus, NicStatus, VmStatus
-from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Verdict, judge, without_source, without_target
+from scloud.reconcile.migration import (
+    Ask,
+    Copy,
+    Moved,
+    Stays,
+    Verdict,
+    judge,
+    without_both,
+    without_source,
+    without_target,
+)
 from scloud.store import nodes, operations
 from scloud.store.database import Store, Tx
 from scloud.store.operations import Operation, OperationState
@@ -32,6 +42,10 @@ from scloud.store.tables import resource
 ACTION = finishing.MIGRATION
 PREPARE_S = 60.0
 """How long a target may take to get ready."""
+SLOW_MIB_S = 16
+"""What is copied a second at least: a tenth of a gigabit link. Slower than that, or than its limit, it is cancelled."""
+LAST_WORD_S = 60.0
+"""How long both nodes have to say how one ended that is over its time."""
 
 
 def of(vm: Resource) -> Migration | None:
@@ -110,7 +124,13 @@ def begin(
     vm = _write(tx, vm, migration=move, migrations=move.number)
     operations.enqueue(tx, f"migrate/{vm.id}")
     message = f"node {home.name} is getting ready"
-    return operations.begin(tx, ACTION, vm, seconds=seconds_for(ACTION), message=message)
+    seconds = seconds_for(ACTION) + _copying_s(spec.memory_mib + _room_of(move), bandwidth_mib_s)
+    return operations.begin(tx, ACTION, vm, seconds=seconds, message=message)
+
+
+def _copying_s(mib: int, bandwidth_mib_s: int) -> float:
+    """How long so much may take to copy, seconds."""
+    return mib / min(bandwidth_mib_s or SLOW_MIB_S, SLOW_MIB_S)
 
 
 def _copies(tx: Tx, vm: Resource, disks: list[Resource], stuck: OnStuck) -> tuple[DiskCopy, ...]:
@@ -163,6 +183,22 @@ def cancel(tx: Tx, vm: Resource, reason: str = "") -> None:
     move = of(vm)
     if move is not None and not move.cancel:
         _conclude(tx, _write(tx, vm, migration=move.model_copy(update={"cancel": True, "reason": reason})))
+
+
+def overdue(tx: Tx, vm: Resource, op: Operation) -> None:
+    """Its time is over: it is cancelled; and where a node does not say how that went, the operation ends without it.
+
+    The VM stays as it is then: who has it is known as soon as that node answers.
+    """
+    move = of(vm)
+    if move is not None and not move.cancel:
+        operations.postpone(tx, op.id, LAST_WORD_S)
+        far = f"; {describe(move.source_seen)}" if move.source_seen is not None and move.source_seen.progress else ""
+        cancel(tx, vm, f"it did not end in its time{far}")
+        return
+    reason = f"it did not end in its time, and node {move.target_name} or its own does not say how" if move else "ended"
+    operations.end(tx, op, OperationState.FAILED, reason, code=ErrorKind.TIMED_OUT)
+    operations.record(tx, vm, "error", f"its migration: {reason}")
 
 
 def end_then(tx: Tx, vm: Resource, then: Then, keep_disks_until: float | None = None) -> Resource:
@@ -237,9 +273,9 @@ def node_lost(tx: Tx, vm: Resource, node: str, others: Collection[str] = (), *, 
     move = of(vm)
     if move is not None and node == move.source:
         both = move.target in others
-        _act(tx, vm, move, Stays("both of its nodes were lost") if both else without_source(move))
+        _act(tx, vm, move, without_both(move, removed=removed) if both else without_source(move))
     elif move is not None and node == move.target:
-        _act(tx, vm, move, without_target(move))
+        _act(tx, vm, move, without_target(move, removed=removed))
     current = find(tx, vm.id, gone=True)
     if current is None:
         return True
@@ -285,14 +321,16 @@ def _tell_progress(tx: Tx, vm: Resource, message: str, share: int) -> None:
 
 def _conclude(tx: Tx, vm: Resource, network_ready: bool = False) -> None:
     move = of(vm)
-    if move is not None:
-        _act(tx, vm, move, judge(move, network_ready))
+    if move is None:
+        return
+    removed = find(tx, move.target) is None  # taken out of the cloud before the source had said how it ended
+    _act(tx, vm, move, without_target(move, removed=True) if removed else judge(move, network_ready))
 
 
 def _act(tx: Tx, vm: Resource, move: Migration, verdict: Verdict) -> None:
     match verdict:
         case Ask():
-            _write(tx, vm, migration=move.model_copy(update={"asked": move.asked + 1}))
+            _ask(tx, vm, move)
         case Copy(address):
             _write(tx, vm, migration=move.model_copy(update={"phase": "copying", "address": address}))
             _tell_progress(tx, vm, "copying", 10)
@@ -304,12 +342,22 @@ def _act(tx: Tx, vm: Resource, move: Migration, verdict: Verdict) -> None:
             pass
 
 
+def _ask(tx: Tx, vm: Resource, move: Migration) -> None:
+    """Whether it has come to the target, only the target can say; it answers when it can be reached."""
+    reason = (
+        f"its migration broke off, and whether it has come to node {move.target_name} only that node can say; it is "
+        f"asked. If it is lost for ever: `scloud node remove {move.target_name} --force`"
+    )
+    asked = move.model_copy(update={"asked": move.asked + 1})
+    _write(tx, vm, migration=asked, state=State.UNKNOWN, reason=reason)
+
+
 def _move(tx: Tx, vm: Resource, move: Migration) -> None:
     """All that is the VM's is the target's now; the source is told to remove what is left."""
     spec, status = vm.spec_as(VmSpec), vm.status_as(VmStatus)
     target = find(tx, move.target)
     if target is None:  # taken out of the cloud as lost, and the VM with it
-        finishing.lost_with_node(tx, _write(tx, vm, migration=None))
+        lost.with_node(tx, _write(tx, vm, migration=None))
         return
     copied = find_many(tx, [copy.disk for copy in move.copies]).values()
     disk_mib = sum(disk.spec_as(DiskSpec).size_mib for disk in copied)  # some may have grown on the way
@@ -422,8 +470,8 @@ class Migrator:
         if seen is None or seen.number != move.number or seen.state != "ready":
             return await self._store.write(lambda tx: _late(tx, id))
         vpcs = await self._store.read(lambda tx: _vpcs(tx, id))
-        await self._network.settled({node for vpc in vpcs for node in self._directory.nodes_of_vpc(vpc)})
-        await self._store.write(lambda tx: _begin_copying(tx, id, move.number))
+        late = await self._network.settled({node for vpc in vpcs for node in self._directory.nodes_of_vpc(vpc)})
+        await self._store.write(lambda tx: _begin_copying(tx, id, move.number, late))
         return True
 
 
@@ -444,8 +492,12 @@ def _vpcs(tx: Tx, id: str) -> set[str]:
     return {nic.spec_as(NicSpec).vpc for nic in nics}
 
 
-def _begin_copying(tx: Tx, id: str, number: int) -> None:
+def _begin_copying(tx: Tx, id: str, number: int, late: Collection[str]) -> None:
     vm = find(tx, id)
     move = of(vm) if vm is not None else None
     if vm is not None and vm.kind == Kind.VM and move is not None and move.number == number:
+        if late:
+            names = ", ".join(sorted(node.name for node in find_many(tx, late).values()))
+            reason = f"VMs on {names} reach it at node {move.target_name} only when the agents there are back"
+            operations.record(tx, vm, "warning", f"migrates although not every switch follows: {reason}")
         _conclude(tx, vm, network_ready=True)

@@ -191,13 +191,14 @@ def _take_place(tx: Tx, target: Resource, moved: tuple[str, int, int], trash_s: 
         or (source.generation, vm.generation if vm is not None else 0) != moved[1:]
     ):
         raise CloudError(ErrorKind.CONFLICT, "the disk or its VM was changed meanwhile; leave it alone and move again")
-    old, name = source.spec_as(DiskSpec), source.name
+    old, was, name = source.spec_as(DiskSpec), source.status_as(DiskStatus), source.name
     snapshot = _snapshot_of(tx, target, source.id)
     if snapshot is not None:
         unrefer(tx, target.id, snapshot.id, "snapshot")
     if vm is not None:
         unrefer(tx, source.id, vm.id, "vm")
-    source = save(tx, source, spec=old.model_copy(update={"vm": None, "system": False, "schedule": None}), parent=None)
+    alone = old.model_copy(update={"vm": None, "system": False, "schedule": None})
+    source = save(tx, source, spec=alone, status=was.model_copy(update={"next_snapshot_at": None}), parent=None)
     if old.pool is not None:
         finishing.into_trash(tx, source, tx.now + trash_s)
     else:
@@ -207,7 +208,10 @@ def _take_place(tx: Tx, target: Resource, moved: tuple[str, int, int], trash_s: 
     kept = {"vm": old.vm, "system": old.system, "schedule": old.schedule, "image": old.image, "rebuilds": 0}
     spec = target.spec_as(DiskSpec).model_copy(update={**kept, "flattened": True})
     status = target.status_as(DiskStatus).model_copy(
-        update={"state": State.READY, "reason": "", "importing": False, "moved_from": None}
+        update={
+            **{"state": State.READY, "reason": "", "importing": False, "moved_from": None},
+            "next_snapshot_at": was.next_snapshot_at,
+        }
     )
     target = save(tx, target, spec=spec, status=status, name=name, parent=old.vm)
     if vm is not None:

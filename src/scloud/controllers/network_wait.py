@@ -32,7 +32,7 @@ class NetworkWait:
         if not await self._store.read(lambda tx: _attached_and_ready(tx, row)):
             return False
         late = await self.settled(self._nodes(kind, row))
-        return await self._store.write(lambda tx: self._complete(tx, row, late))
+        return await self._store.write(lambda tx: self._complete(tx, row, len(late)))
 
     def _nodes(self, kind: Kind, row: Resource) -> set[str]:
         if kind == Kind.SECURITY_GROUP:
@@ -40,8 +40,8 @@ class NetworkWait:
         vpc = row.id if kind == Kind.VPC else (row.parent or "")
         return self._directory.nodes_of_vpc(vpc)
 
-    async def settled(self, nodes: set[str]) -> int:
-        """How many of the nodes have not followed."""
+    async def settled(self, nodes: set[str]) -> list[str]:
+        """The nodes that have not followed."""
 
         async def one(node: str) -> bool:
             session = self._sessions.get(node)
@@ -54,8 +54,9 @@ class NetworkWait:
             except (TimeoutError, OSError):
                 return False
 
-        results = await asyncio.gather(*(one(node) for node in sorted(nodes)))
-        return results.count(False)
+        asked = sorted(nodes)
+        followed = await asyncio.gather(*(one(node) for node in asked))
+        return [node for node, done in zip(asked, followed, strict=True) if not done]
 
     @staticmethod
     def _complete(tx: Tx, row: Resource, late: int) -> bool:

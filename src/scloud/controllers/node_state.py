@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 
 from scloud.controllers import reports, serving
+from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import NodeFacts
 from scloud.model.statuses import NodeStatus
+from scloud.model.wire import WAS_REMOVED
 from scloud.store import operations
 from scloud.store.database import Tx
 from scloud.store.resources import find, save
@@ -19,10 +21,10 @@ _READY = select(resource.c.id).where(resource.c.kind == Kind.NODE, resource.c.st
 
 
 def arrived(tx: Tx, node: str, facts: NodeFacts) -> None:
-    """The node has connected and said what it is."""
+    """The node has connected and said what it is. FORBIDDEN if it was taken out of the cloud meanwhile."""
     row = find(tx, node)
     if row is None:
-        return
+        raise CloudError(ErrorKind.FORBIDDEN, WAS_REMOVED)
     old = row.status_as(NodeStatus)
     new = old.model_copy(
         update={

@@ -137,7 +137,8 @@ def _disk(tx: Tx, row: Resource, item: Observed, waited_for: bool, with_snapshot
         update={
             "state": state,
             "reason": old.reason if kept else item.reason,
-            "used_mib": item.used_mib if item.used_mib is not None else old.used_mib,
+            # Who has seen the disk may still not know; who could not see it says nothing of its snapshots either.
+            "used_mib": old.used_mib if item.used_mib is None and item.snapshots is None else item.used_mib,
             "observed_generation": max(old.observed_generation, item.generation if item.settled else 0),
         }
     )
@@ -159,6 +160,8 @@ def _as_wanted(tx: Tx, row: Resource) -> None:
     if spec.flattened:
         unrefer(tx, disk.id, role="snapshot")
         unrefer(tx, disk.id, role="image")
+        if spec.snapshot is not None:  # it may be deleted now; a system disk is rebuilt from its image all the same
+            disk = save(tx, disk, spec=spec.model_copy(update={"snapshot": None}))
     if spec.pool is not None:
         serving.released(tx, disk)
 

@@ -214,5 +214,10 @@ class Sessions:
             return True
         return False
 
+    def heard(self, within_s: float) -> int:
+        """How many nodes have said something in the last so many seconds."""
+        since = asyncio.get_running_loop().time() - within_s
+        return sum(session.last_heard >= since for session in self._by_node.values())
+
     def silent(self, now: float) -> list[Session]:
         return [session for session in self._by_node.values() if now - session.last_heard > SILENCE_S]

@@ -7,9 +7,9 @@ from scloud.model.base import Value
 
 class Settings(Value):
     node_grace_s: float = 5.0
+    """How long a node may be without a connection before it counts as down."""
     gathering_s: float = 120.0
     """So long at most a new leader calls no node lost while others still come."""
-    """How long a node may be without a connection before it counts as down."""
     tick_s: float = 1.0
     """How often silence and deadlines are looked at."""
     network_settle_s: float = 20.0
@@ -36,6 +36,8 @@ ACTION_SECONDS: dict[str, float] = {
     "vm.rebuild": 300.0,
     "vm.recover": 180.0,
     # As long as the memory of all its VMs takes.
+    # One that is lost is cut off from its storage first.
+    "node.delete": 120.0,
     "node.drain": 86400.0,
     "cluster.rebalance": 86400.0,
     "vm.migrate": 3600.0,

@@ -76,10 +76,11 @@ def _take(tx: Tx, disk: Resource) -> Resource:
 
 
 def _retain(tx: Tx, disk: str, schedule: SnapshotSchedule) -> None:
-    """Failed ones go first of all; one that disks were made from stays, and does not count."""
+    """Failed ones go first of all; one that disks were made from stays, and does not count. Nor does one that is still
+    being made, as it may fail: what it takes the place of goes when it is ready (`snapshots.observe` wakes us)."""
     taken = [row for row in _of_schedule(tx, disk) if not users_of(tx, row.id)]
     failed = [row for row in taken if row.state == State.ERROR]
-    good = [row for row in taken if row.state != State.ERROR]
-    for row in failed + excess(good, schedule.keep):
+    ready = [row for row in taken if row.state == State.READY]
+    for row in failed + excess(ready, schedule.keep):
         operations.begin(tx, "snapshot.delete", row, seconds=seconds_for("snapshot.delete"))
         snapshots.leave(tx, row)

@@ -93,9 +93,23 @@ def observe(tx: Tx, disk: Resource, item: Observed) -> None:
         row = save(tx, row, status=new, observed_generation=row.generation)
         if new.state == State.READY:
             finishing.complete(tx, row, row.generation)
+            if row.spec_as(SnapshotSpec).scheduled:
+                operations.enqueue(tx, f"schedule/{disk.id}")  # an older one may be too many from now on
         else:
             operations.record(tx, row, "error", new.reason)
             finishing.fail(tx, row, row.generation, new.reason)
+        wake_users(tx, row)
+
+
+def lost_with_disk(tx: Tx, disk: Resource, reason: str) -> None:
+    """The disk's bytes are gone for good: those of its snapshots too, whatever was known or asked of them."""
+    for row in children(tx, Kind.SNAPSHOT, disk.id, gone=True):
+        if row.gone or row.state == State.DELETING:
+            finish(tx, row)
+            continue
+        status = row.status_as(SnapshotStatus).model_copy(update={"state": State.ERROR, "reason": reason})
+        row = save(tx, row, status=status)
+        finishing.fail(tx, row, row.generation, reason, ErrorKind.CONFLICT)
         wake_users(tx, row)
 
 

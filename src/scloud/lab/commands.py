@@ -38,6 +38,8 @@ class Fault(StrEnum):
 class From(StrEnum):
     MANAGER = "manager"
     STORAGE = "storage"
+    DATABASE = "database"
+    NODES = "nodes"
 
 
 def _root(root: Path | None, command: str) -> Path:
@@ -104,7 +106,11 @@ def fail(
     root: Root = None,
     only_agent: Annotated[bool, typer.Option("--only-agent", help="Spare guests and engines (kill, hang).")] = False,
     side: Annotated[
-        From | None, typer.Option("--from", help="Cut a node off from this only: the managers, or others' storage.")
+        From | None,
+        typer.Option(
+            "--from",
+            help="Cut a node off from this only: manager, or (others') storage; or a manager: database, or nodes.",
+        ),
     ] = None,
 ) -> None:
     """Break a node until `lab heal`. A storage daemon that is killed is started again by its node's agent."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
-from scloud.lab import wires
+from scloud.lab import cuts, wires
 from scloud.lab.plan import LabPlan
 from scloud.lab.status import daemon_process
 from scloud.model.errors import CloudError, ErrorKind, invalid
@@ -33,6 +34,12 @@ class How(StrEnum):
 class Side(StrEnum):
     MANAGER = "manager"
     STORAGE = "storage"
+    DATABASE = "database"
+    NODES = "nodes"
+
+
+OF_NODE = (Side.MANAGER, Side.STORAGE)
+OF_MANAGER = (Side.DATABASE, Side.NODES)
 
 
 def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False, side: Side | None = None) -> str:
@@ -41,13 +48,15 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False, side: 
 
     `kill` is SIGKILL to every process in it, its wires cut, and none is started again, but for a storage daemon, of
     which its node's agent takes care; `partition` cuts it off from the manager and from the other nodes, or from one
-    `side` only: the managers, or the other nodes on the network that storage uses; `hang` stops every process in it
-    where it is.
+    `side` only: the managers, or the other nodes on the network that storage uses; one of several managers from the
+    database and from all that come to its link, nodes and other managers, or from one of these; `hang` stops every
+    process in it where it is.
     """
-    if side is not None and (how is not How.PARTITION or node not in plan.nodes):
-        raise invalid("from", "only a node can be cut off from something, with `--how partition`")
+    _check_side(plan, node, how, side)
     if "." in node:
         return _fail_daemon(plan, node, how)
+    if node in managers(plan) and how is How.PARTITION and not only_agent:
+        return _cut_off(plan, node, OF_MANAGER if side is None else (side,))
     if node in managers(plan) or only_agent:
         return _fail_unit(plan, node, how)
     sandbox = plan.sandbox(node)
@@ -65,10 +74,35 @@ def fail(plan: LabPlan, node: str, how: How, *, only_agent: bool = False, side: 
     return f"{signal_all(belongs, signal.SIGKILL)} processes of {node} are killed"
 
 
+def _check_side(plan: LabPlan, node: str, how: How, side: Side | None) -> None:
+    if side is None:
+        return
+    if how is not How.PARTITION or node not in (*plan.nodes, *managers(plan)):
+        raise invalid("from", "only a node or a manager can be cut off from something, with `--how partition`")
+    sides = OF_NODE if node in plan.nodes else OF_MANAGER
+    if side not in sides:
+        raise invalid("from", f"`--how partition` can cut {node} off from {' or '.join(sides)}, not from {side}")
+
+
+def _cut_off(plan: LabPlan, name: str, sides: Iterable[Side]) -> str:
+    """One of several managers."""
+    if not plan.standbys:
+        raise invalid("how", "only one of several managers can be cut off: `lab up --managers 2` makes a lab with two")
+    far = {side: _of_manager(plan, name, side) for side in sides}
+    cuts.cut(plan, far.values())
+    return f"{name} is cut off from {' and '.join('the ' + side for side in far)}"
+
+
+def _of_manager(plan: LabPlan, name: str, side: Side) -> str:
+    """The address that it alone has for this."""
+    addresses = plan.database_addresses if side is Side.DATABASE else plan.link_addresses
+    return addresses[managers(plan).index(name)]
+
+
 def _far(plan: LabPlan, node: str, side: Side) -> list[str]:
     """Addresses on the management network."""
     if side is Side.MANAGER:
-        return [plan.host_address]
+        return plan.link_addresses
     return [plan.management_address(other) for other in plan.nodes if other != node]
 
 
@@ -100,12 +134,14 @@ def heal(plan: LabPlan, node: str) -> str:
         return f"{node} ({process.pid}) goes on"
     start_keeper(plan.layout)
     if node in managers(plan):
+        if plan.standbys:
+            cuts.mend(plan, [_of_manager(plan, node, side) for side in OF_MANAGER])
         kill_unit(plan.layout, node, signal.SIGCONT)
         number = managers(plan).index(node) + 1
         start_manager(plan.layout, (plan.endpoints, *plan.standbys)[number - 1], number=number)
         return f"the {node} runs"
     sandbox = plan.sandbox(node)
-    wires.find_again(plan, node, [address for side in Side for address in _far(plan, node, side)])
+    wires.find_again(plan, node, [address for side in OF_NODE for address in _far(plan, node, side)])
     wires.set_links(plan, node, "up")
     belongs = of_node(plan.root, node, sandbox.mount_namespace())
     continued = signal_all(belongs, signal.SIGCONT)

@@ -27,7 +27,7 @@ LINK_PORT = 7890
 
 
 class LabPlan(Value):
-    """`management` is the network on which the agents reach the manager; its first address is this host's.
+    """`management` is the network on which the agents reach the managers; its first address is this host's.
 
     `source` is where the code that made it lies, `boot` the boot it was made in: a lab of another one is not used.
     """
@@ -49,7 +49,20 @@ class LabPlan(Value):
 
     @property
     def postgres(self) -> Postgres:
-        return Postgres(self.root / "postgres", self.database_port)
+        return Postgres(self.root / "postgres", self.database_port, more=tuple(self.database_addresses))
+
+    @property
+    def database_addresses(self) -> list[str]:
+        """Under which the database answers each of several managers, and nobody else; none for one manager alone."""
+        number = int(tag(self.root), 16)
+        of_lab = f"127.{number >> 16}.{number >> 8 & 255}"
+        count = len(self.standbys) + 1 if self.standbys else 0
+        return [f"{of_lab}.{_FIRST_HOST + one}" for one in range(1, count + 1)]
+
+    @property
+    def link_addresses(self) -> list[str]:
+        """Where nodes reach each manager, in the management network."""
+        return [endpoints.link.rpartition(":")[0] for endpoints in (self.endpoints, *self.standbys)]
 
     @property
     def context(self) -> str:
@@ -75,7 +88,7 @@ class LabPlan(Value):
 
     @property
     def host_address(self) -> str:
-        """Where the managers are, in the management network."""
+        """This host's own, in the management network; of one manager alone, its link's too."""
         return str(ipaddress.IPv4Network(self.management)[1])
 
     def management_address(self, node: str) -> str:
@@ -119,7 +132,9 @@ def new_plan(root: Path, count: int, boot: str, managers: int = 1) -> LabPlan:
     port = free_port("127.0.0.1", API_PORT if usual else own_port(root))
     endpoints = []
     for number in range(managers):
-        endpoints.append(Endpoints(api=f"127.0.0.1:{port}", link=f"{management[1]}:{LINK_PORT + number}"))
+        # Each of several has an address of its own, so that it can be cut off alone.
+        link = management[1] if managers == 1 else management[2 + number]
+        endpoints.append(Endpoints(api=f"127.0.0.1:{port}", link=f"{link}:{LINK_PORT}"))
         port = free_port("127.0.0.1", port + 1)
     nodes = tuple(f"n{number}" for number in range(1, count + 1))
     return LabPlan(

@@ -15,6 +15,7 @@ from scloud.client.contexts import Context
 from scloud.client.http import Client
 from scloud.drivers.supervisor.identity import boot_id
 from scloud.lab import wires
+from scloud.lab.cuts import remove_cuts
 from scloud.lab.plan import MAX_NODES, LabPlan, new_plan, read_plan, source
 from scloud.lab.status import node_state
 from scloud.lab.storage import make_storage
@@ -99,7 +100,7 @@ def _start(steps: Steps, plan: LabPlan, *, ceph: bool) -> None:
         with steps.step("Manager") as step:
             changed = [start_keeper(layout)]
             if plan.standbys:
-                changed.append(manager.start_database(layout, plan.postgres))
+                changed.append(manager.start_database(layout, plan.postgres, plan.database_addresses))
             for number, endpoints in enumerate((plan.endpoints, *plan.standbys), 1):
                 changed.append(manager.start_manager(layout, endpoints, number=number))
             if not any(changed):
@@ -149,6 +150,7 @@ def lab_clear(root: Path, *, keep_cache: bool) -> int:
     """Remove all of a lab, in whatever state it is; how many processes there were."""
     killed = clear(Layout(root=root), isolated=True, keep_cache=keep_cache)
     wires.remove_host_device(f"lab-{tag(root)}")
+    remove_cuts(root)
     return killed
 
 

@@ -26,6 +26,9 @@ def make_fabric(plan: LabPlan) -> None:
     _veth(plan.fabric, plan.host_device, "host", into=None)
     _in_fabric(plan, "link", "set", "host", "master", MANAGEMENT, "up")
     run(["ip", "address", "add", f"{network[1]}/{network.prefixlen}", "dev", plan.host_device])
+    if plan.standbys:
+        for address in plan.link_addresses:
+            run(["ip", "address", "add", f"{address}/32", "dev", plan.host_device])
     run(["ip", "link", "set", plan.host_device, "up"])
 
 

@@ -17,12 +17,16 @@ class HaProfile(StrEnum):
     FAST = "fast"
 
 
+LEAST_CHECK_S, LEAST_SILENCE_S = 0.5, 2.0
+"""Agents send a heartbeat every second: what looks more often, or is content with less silence, suspects everybody."""
+
+
 class HaSettings(Value):
     """When a node counts as dead, and when its agent gives its VMs up by itself. Of a cluster of nodes."""
 
     enabled: Annotated[bool, Field(strict=True)] = True
     check_s: Annotated[float, Field(ge=0.2, le=60.0)] = 1.0
-    """Seconds between health checks. Agents send a heartbeat every second."""
+    """Seconds between health checks; at least `LEAST_CHECK_S`, and `LEAST_SILENCE_S` together with `misses`."""
     misses: Annotated[int, Field(strict=True, ge=2, le=3600)] = 50
     """Checks in a row that have to fail before other nodes probe."""
     probes: Annotated[int, Field(strict=True, ge=1, le=100)] = 10
@@ -61,7 +65,7 @@ class Moment(Value):
 
     at: float
     what: Literal[
-        "heard", "missed", "suspected", "probed", "dead", "fencing", "key", "power", "fenced", "failed",
+        "heard", "missed", "suspected", "probed", "dead", "declared", "fencing", "key", "power", "fenced", "failed",
         "placed", "running", "left", "waiting", "recovered", "back", "cleaned", "let in", "closed",
     ]  # fmt: skip
     text: str
@@ -100,6 +104,8 @@ class Incident(Value):
     """Its BMC has said that the machine is off."""
     fenced: bool = False
     """All of them: nothing of the node can write to shared disks until it is let in."""
+    removing: bool = False
+    """An administrator has declared it lost: it is taken out of the cloud as soon as it is cut off."""
     moments: tuple[Moment, ...] = ()
     vms: tuple[VmRecovery, ...] = ()
 

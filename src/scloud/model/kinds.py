@@ -43,6 +43,7 @@ PREFIX: dict[Kind, str] = {
     Kind.SNAPSHOT: "snp",
 }
 OPERATION_PREFIX = "op"
+INCIDENT_PREFIX = "inc"
 EVENT_PREFIX = "ev"
 TOKEN_PREFIX = "tok"
 

@@ -39,7 +39,8 @@ class NodeLoad(Value):
     storage: float = 0.0
     """The time since the last heartbeat in which the disks' device had requests under way."""
     storage_ms: float = 0.0
-    """How long one of those requests took on average; 0 if there was none."""
+    """How long one of those requests took on average (0 if there was none), or a small one to the slowest storage
+    cluster in which the node keeps a lease, whichever is longer."""
     memory_free_mib: int = 0
     disk_free_mib: int = 0
 
@@ -86,6 +87,22 @@ class VmFigures(Value):
     sampled_at: float = 0.0
 
 
+class PoolLeft(Value):
+    """What a shared pool has beside whole disks, their snapshots and the bases of images. `pool` is its id."""
+
+    pool: str = ""
+    partials: tuple[tuple[str, str], ...] = ()
+    """(node, name) of images that a node had not finished when it was last heard of, or is at."""
+    half_removed: tuple[str, ...] = ()
+    """`disk/ID` of what somebody is removing, or was when he died: a disk, or what it was before it was made anew."""
+    trash: tuple[str, ...] = ()
+    """Names of what somebody has put into the trash of Ceph itself."""
+    locks: tuple[tuple[str, str], ...] = ()
+    """(`disk/ID`, address) of locks whose holder is gone, of disks that nobody has open."""
+    fenced: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(node, addresses) of nodes that are cut off."""
+
+
 class Inventory(Value):
     """Everything stamped with one of our ids that exists on the node, for `scloud audit`. Values are `kind/id` keys."""
 
@@ -100,3 +117,4 @@ class Inventory(Value):
     pool_disks: tuple[str, ...] = ()
     """`disk/ID` and `snapshot/ID` of shared pools that this node can see, `image/ID` of bases, and `stranger/POOL/NAME`
     of what is nothing of ours."""
+    pool_left: tuple[PoolLeft, ...] = ()

@@ -85,6 +85,8 @@ class DiskStatus(Status):
     """While another disk's bytes are copied into it, to take its place: that disk, its generation, its VM's."""
     next_snapshot_at: float | None = None
     """When its schedule is due, seconds since 1970."""
+    lost: bool = False
+    """Its bytes went with a node that was removed as lost: nothing may begin with an empty one in its place."""
 
 
 class NicStatus(Status):

@@ -107,8 +107,10 @@ class StorageCapacity(Value):
     used_mib: int = 0
     available_mib: int = 0
     provisioned_mib: int = 0
+    refused_in_days: float | None = None
+    """Until new disks and growth are refused, at the rate of the last days; None if it does not fill."""
     full_in_days: float | None = None
-    """At the rate of the last days; None if it does not fill."""
+    """Until all writes wait, at the same rate."""
 
 
 class OsdStatus(Value):

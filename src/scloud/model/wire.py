@@ -111,6 +111,16 @@ class Refused(Value):
     error: tuple[str, str]
 
 
+WAS_REMOVED = "this node was removed from the cloud; join it anew"
+
+
+class Removed(Value):
+    """Instead of a welcome, to a node that was taken out of the cloud: nothing that it has is the cloud's any more."""
+
+    t: Literal["removed"] = "removed"
+    epoch: int
+
+
 AgentMessage = Annotated[Hello | Heartbeat | Report | Reply, Field(discriminator="t")]
 ManagerMessage = Annotated[Welcome | Desired | Call | Beat | Refused, Field(discriminator="t")]
 agent_message: TypeAdapter[Hello | Heartbeat | Report | Reply] = TypeAdapter(AgentMessage)
@@ -171,7 +181,9 @@ class Enrolled(Value):
 FirstMessage = Annotated[Hello | StreamHello | FetchHello | Enroll | CaRequest, Field(discriminator="t")]
 """What a connection may begin with. Only Enroll and CaRequest are taken without a client certificate."""
 first_message: TypeAdapter[Hello | StreamHello | FetchHello | Enroll | CaRequest] = TypeAdapter(FirstMessage)
-welcome_answer: TypeAdapter[Welcome | Refused] = TypeAdapter(Annotated[Welcome | Refused, Field(discriminator="t")])
+welcome_answer: TypeAdapter[Welcome | Removed | Refused] = TypeAdapter(
+    Annotated[Welcome | Removed | Refused, Field(discriminator="t")]
+)
 fetch_answer: TypeAdapter[FetchStart | Refused] = TypeAdapter(Annotated[FetchStart | Refused, Field(discriminator="t")])
 enroll_answer: TypeAdapter[Enrolled | Refused] = TypeAdapter(Annotated[Enrolled | Refused, Field(discriminator="t")])
 ca_answer: TypeAdapter[CaAnswer | Refused] = TypeAdapter(Annotated[CaAnswer | Refused, Field(discriminator="t")])

@@ -101,21 +101,21 @@ class Layout(Value):
     def manager_unit(self, api: str, link: str, *, number: int = 1) -> Unit:
         """`api` and `link` are the HOST:PORT that it listens on; managers are counted from 1.
 
-        They share a database where there is a file that names one.
+        They share a database where there are files that name one.
         """
         name, folder = ("manager", self.manager) if number == 1 else (f"manager-{number}", self.standby(number))
         argv = (*python("scloud.manager"), "--root", str(folder), "--api", api, "--link", link)
-        shared = ("--database", f"@{self.database_file}") if self.database_file.exists() else ()
+        database = self.database_file(number)
+        shared = ("--database", f"@{database}") if database.exists() else ()
         return Unit(name=name, role="manager", argv=(*argv, *shared))
 
     def standby(self, number: int) -> Path:
         """The folder of the second manager, the third, ..."""
         return self.root / f"manager-{number}"
 
-    @property
-    def database_file(self) -> Path:
-        """Says the URL of the database that several managers share; there is none where one manager has its own."""
-        return self.root / "database.url"
+    def database_file(self, number: int) -> Path:
+        """Says the URL by which a manager reaches the database that several share; one alone has its own, and none."""
+        return self.root / ("database.url" if number == 1 else f"database-{number}.url")
 
     def agent_unit(self, sandbox: Sandbox) -> Unit:
         argv = (*python("scloud.agent"), "--config", str(sandbox.root / "agent.json"))

@@ -13,15 +13,17 @@ from scloud.reconcile.memory import NO_LIMITS
 
 @dataclass(frozen=True, slots=True)
 class DiskHere:
-    """The disk as the storage has it, MiB. `limits` are those the storage was last told, None if that is not known."""
+    """The disk as the storage has it, MiB. `limits` are those the storage was last told, None if that is not known, as
+    `used_mib` is. `abandoned` if somebody who is gone has it locked."""
 
     size_mib: int
-    used_mib: int
+    used_mib: int | None
     incarnation: int
     snapshots: tuple[tuple[str, int], ...] = ()
     rolled_back: int = 0
     origin: str | None = None
     limits: DiskLimits | None = NO_LIMITS
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,16 @@ class DeleteDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearDisk:
+    """Remove what it was before it was made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class MendDisk:
+    """Break the locks of those who are gone, and have what it occupies be known again."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeSnapshot:
     snapshot: str
 
@@ -87,7 +99,18 @@ class LimitDisk:
     limits: DiskLimits
 
 
-DiskAction = CreateDisk | ResizeDisk | DeleteDisk | TakeSnapshot | DeleteSnapshot | RollBack | Flatten | LimitDisk
+DiskAction = (
+    CreateDisk
+    | ResizeDisk
+    | DeleteDisk
+    | ClearDisk
+    | MendDisk
+    | TakeSnapshot
+    | DeleteSnapshot
+    | RollBack
+    | Flatten
+    | LimitDisk
+)
 HARMLESS = (ResizeDisk, TakeSnapshot, Flatten, LimitDisk)
 """What may be done to a disk of which it is not known yet whether a domain has it open."""
 
@@ -98,12 +121,18 @@ class DiskPlan:
     action: DiskAction | None = None
 
 
-def disk_plan(desired: DesiredDisk, here: DiskHere | None, use: DiskUse) -> DiskPlan:
-    """A disk that a running domain has open is never deleted, made anew or rolled back, only waited for."""
+def disk_plan(desired: DesiredDisk, here: DiskHere | None, use: DiskUse, remains: bool = False) -> DiskPlan:
+    """A disk that a running domain has open is never deleted, made anew or rolled back, only waited for.
+
+    `remains` says that there is more of it than `here`: what somebody was removing who died.
+    """
     if desired.absent:
-        return _absent(desired, here, use)
+        return _absent(desired, here, use, remains)
     if here is None or here.incarnation != desired.incarnation:
         return _make(desired, here, use)
+    if remains:
+        reason = "what it was before is being deleted"
+        return DiskPlan(_observed(desired, here, "ready", settled=False, reason=reason), ClearDisk())
     if here.limits != desired.limits:
         observed = _observed(desired, here, "ready", settled=False, reason="being given its limits")
         return DiskPlan(observed, LimitDisk(desired.limits))
@@ -126,7 +155,9 @@ def disk_plan(desired: DesiredDisk, here: DiskHere | None, use: DiskUse) -> Disk
         reason = f"the bytes it shares with {here.origin} are being copied into it"
         return DiskPlan(_observed(desired, here, "ready", settled=False, reason=reason), Flatten())
     reason = _pending(desired, use, here)
-    return DiskPlan(_observed(desired, here, "ready", settled=not reason, reason=reason))
+    idle = use.open_by is None and use.wanted_by is None
+    mend = MendDisk() if idle and (here.abandoned or here.used_mib is None) else None
+    return DiskPlan(_observed(desired, here, "ready", settled=not reason, reason=reason), mend)
 
 
 def rolling_back(desired: DesiredDisk, here: DiskHere) -> bool:
@@ -160,8 +191,8 @@ def _snapshots(desired: DesiredDisk, here: DiskHere) -> DiskPlan | None:
     return None
 
 
-def _absent(desired: DesiredDisk, here: DiskHere | None, use: DiskUse) -> DiskPlan:
-    if here is None:
+def _absent(desired: DesiredDisk, here: DiskHere | None, use: DiskUse, remains: bool) -> DiskPlan:
+    if here is None and not remains:
         return DiskPlan(_observed(desired, here, "absent", settled=True))
     if use.open_by is not None:
         reason = f"waiting for {use.open_by} to let go of it, to be deleted"

@@ -90,12 +90,31 @@ def without_source(at: Migration) -> Verdict:
     return Moved() if target.state in HERE else Stays("its node was lost before the guest had moved")
 
 
-def without_target(at: Migration) -> Verdict:
-    """The target is certainly dead. What the source does not know to be its own may have run there, and have written to
-    its disks: it is the target's, and recovered as such."""
+def without_target(at: Migration, *, removed: bool = False) -> Verdict:
+    """The target is certainly dead, or `removed` from the cloud for ever.
+
+    What the source does not know to be its own may have run there, and have written to its disks: in pools they are the
+    target's, and recovered as such. Disks in the nodes' own storage are there twice, and only the target can say
+    whether its copies are whole: they wait for it to return. If it never will, the source's are all there is.
+    """
     source = at.source_seen if at.source_seen is not None and at.source_seen.number == at.number else None
+    lost = Stays(f"node {at.target_name} was lost")
     if at.phase == "preparing":
-        return Stays(f"node {at.target_name} was lost")
+        return lost
     if source is None or source.state == "copying":
         return Wait()
-    return Moved() if source.state in ("left", "held", "gone") else Stays(f"node {at.target_name} was lost")
+    if source.state == "left":
+        return Moved()
+    if source.state in ("held", "gone"):
+        if not at.copies:
+            return Moved()
+        return lost if removed else Wait()
+    return lost
+
+
+def without_both(at: Migration, *, removed: bool = False) -> Verdict:
+    """Source and target are certainly dead. Disks in pools are where they are; of those in the nodes' own storage
+    whichever returns first says which count."""
+    if at.copies and not removed:
+        return without_source(at)
+    return Stays("both of its nodes were lost")

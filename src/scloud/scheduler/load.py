@@ -18,6 +18,8 @@ LEVEL_CONSTANT_S = 5.0
 """Of what is a level: memory and disk space hardly jitter."""
 FULL_LATENCY_MS = 50.0
 """Storage that takes so long for one request counts as fully busy: the whole of a spinning disk's queue."""
+MOST_LATENCY_MS = 2 * FULL_LATENCY_MS
+"""One sample counts for no more: an OSD that hangs for ten seconds is not to be remembered for minutes."""
 
 CPU_SHARE = 1.0
 MEMORY_SHARE = 0.5
@@ -76,5 +78,5 @@ def smooth(before: Load | None, sample: Load | NodeLoad, elapsed_s: float) -> Lo
         disk=before.disk + level * (sample.disk - before.disk),
         network=before.network + rate * (sample.network - before.network),
         storage=before.storage + rate * (sample.storage - before.storage),
-        storage_ms=before.storage_ms + rate * (sample.storage_ms - before.storage_ms),
+        storage_ms=before.storage_ms + rate * (min(sample.storage_ms, MOST_LATENCY_MS) - before.storage_ms),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -107,8 +108,9 @@ def _healthy(endpoints: Endpoints) -> bool:
             return False
 
 
-def start_database(layout: Layout, postgres: Postgres) -> bool:
-    """Have a PostgreSQL server of our own running, and its URL where managers find it; False if it was."""
+def start_database(layout: Layout, postgres: Postgres, addresses: Sequence[str]) -> bool:
+    """Have a PostgreSQL server of our own running, and its URL where each manager finds it, by these addresses of it;
+    False if it was."""
     before = Identity.read(layout.keeper / "run" / "postgres.pid")
     made = postgres.initialise()
     unit = Unit(name="postgres", role="database", argv=tuple(postgres.argv()))
@@ -119,7 +121,8 @@ def start_database(layout: Layout, postgres: Postgres) -> bool:
             log = layout.keeper / "log" / "postgres.log"
             raise CloudError(ErrorKind.ENGINE, f"PostgreSQL does not get ready; its log {log} ends: {tail(log)}")
         time.sleep(0.1)
-    write_private(layout.database_file, postgres.url + "\n")
+    for number, address in enumerate(addresses, 1):
+        write_private(layout.database_file(number), postgres.url_at(address) + "\n")
     return made or before is None or Identity.read(layout.keeper / "run" / "postgres.pid") != before
 
 

@@ -26,6 +26,8 @@ class Postgres:
     folder: Path
     port: int
     address: str = "127.0.0.1"
+    more: tuple[str, ...] = ()
+    """Further addresses on which it listens."""
 
     @property
     def data(self) -> Path:
@@ -37,13 +39,18 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        return f"postgresql://{USER}:{self._password.read_text().strip()}@{self.address}:{self.port}/{DATABASE}"
+        return self.url_at(self.address)
+
+    def url_at(self, address: str) -> str:
+        """By another of its addresses."""
+        return f"postgresql://{USER}:{self._password.read_text().strip()}@{address}:{self.port}/{DATABASE}"
 
     def argv(self) -> list[str]:
         """What runs the server in the foreground; SIGINT ends it quickly and cleanly."""
         account = _account()
         drop = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-        return [*drop, str(_binary("postgres")), "-D", str(self.data)]
+        listen = ["-c", f"listen_addresses={','.join((self.address, *self.more))}"]
+        return [*drop, str(_binary("postgres")), "-D", str(self.data), *listen]
 
     def answers(self) -> bool:
         try:
@@ -70,7 +77,7 @@ class Postgres:
         access = ("--auth=scram-sha-256", f"--pwfile={self._password}")
         _run(_binary("initdb"), "-D", str(unfinished), "-U", USER, *locale, *access, "--no-instructions")
         with (unfinished / "postgresql.conf").open("a") as file:
-            file.write(f"listen_addresses = '{self.address}'\nport = {self.port}\n")
+            file.write(f"port = {self.port}\n")
             file.write("unix_socket_directories = ''\nmax_connections = 100\n")
         single = ("--single", "-D", str(unfinished), "postgres")
         _run(_binary("postgres"), *single, text=f"CREATE DATABASE {DATABASE}\n")

@@ -25,6 +25,7 @@ from typing import TextIO
 from pydantic import TypeAdapter
 
 from scloud import __version__
+from scloud.agent import managers
 from scloud.agent.daemon import Daemon, Drivers, Surroundings
 from scloud.agent.journal import MemoryJournal
 from scloud.agent.network import NetworkSettings
@@ -185,9 +186,10 @@ Maker = Callable[[int, str, Dialer], Daemon | ThinNode]
 def _dialer(addresses: Sequence[tuple[str, int]], context: ssl.SSLContext) -> Dialer:
     """Begins with another manager each time, if there are several."""
     turns = itertools.cycle(addresses)
+    limit = managers.EACH_S if len(addresses) > 1 else 60.0
 
     async def dial() -> Channel:
-        return await channel.dial(*next(turns), context, 60.0)
+        return await channel.dial(*next(turns), context, limit)
 
     return dial
 

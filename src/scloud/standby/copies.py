@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
+
 from scloud.link import channel
 from scloud.link.images import receive_image
 from scloud.link.pki import ClientFiles
@@ -27,7 +29,7 @@ async def keep_copies(
 ) -> None:
     """Fetch every image that is ready and not here, until cancelled."""
     while True:
-        with contextlib.suppress(CloudError):
+        with contextlib.suppress(CloudError, OperationalError):
             rows = await store.read(lambda tx: all_of(tx, Kind.IMAGE))
             for row in rows:
                 target = leader()

@@ -7,13 +7,16 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 CHUNK = 65536
-DIAL_S = 5.0
+DIAL_S = 2.0
+READ_S = 5.0
 Address = tuple[str, int]
 Target = Callable[[], Address | None]
 """Where the leader is now; None if nobody leads."""
+TurnAway = Callable[[socket.socket], Awaitable[None]]
+"""Ends a connection that cannot be passed on, and closes its socket."""
 
 _BODY = json.dumps(
     {
@@ -30,14 +33,28 @@ NOBODY_LEADS = (
 )
 
 
-class Relay:
-    """Passes on what comes to a listening socket until it is stopped; the socket stays open for whoever is next."""
+async def apologise(accepted: socket.socket) -> None:
+    """Tell who asks the API that nobody leads."""
+    reader, writer = await asyncio.open_connection(sock=accepted)
+    try:
+        # The request is read first: an answer to one that is still on its way may be lost with a reset.
+        await asyncio.wait_for(reader.read(CHUNK), READ_S)
+        writer.write(NOBODY_LEADS)
+        await writer.drain()
+    finally:
+        writer.close()
 
-    def __init__(self, listener: socket.socket, target: Target, apology: bytes = b"") -> None:
+
+class Relay:
+    """Passes on what comes to a listening socket until it is stopped; the socket stays open for whoever is next.
+
+    Where nobody leads, or the leader does not take the connection, it is turned away.
+    """
+
+    def __init__(self, listener: socket.socket, target: Target, turn_away: TurnAway) -> None:
         self._listener = listener
         self._target = target
-        self._apology = apology
-        """Told to who connects while nobody leads."""
+        self._turn_away = turn_away
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -56,33 +73,41 @@ class Relay:
 
     async def _serve(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=accepted)
-        try:
-            with contextlib.suppress(OSError, TimeoutError):
-                await self._pass_on(reader, writer)
-        finally:
-            writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            try:
+                far = await self._dial()
+            except asyncio.CancelledError:
+                accepted.close()
+                raise
+            if far is None:
+                await self._turn_away(accepted)
+            else:
+                await self._pass_on(accepted, *far)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         target = self._target()
+        if target is None:
+            return None
         try:
-            if target is None:
-                raise ConnectionError
             async with asyncio.timeout(DIAL_S):
-                far_reader, far_writer = await asyncio.open_connection(*target)
+                return await asyncio.open_connection(*target)
         except (OSError, TimeoutError):
-            if self._apology:
-                # The request is read first: an answer to one that is still on its way may be lost with a reset.
-                await asyncio.wait_for(reader.read(CHUNK), DIAL_S)
-                writer.write(self._apology)
-                await writer.drain()
-            return
+            return None
+
+    @staticmethod
+    async def _pass_on(
+        accepted: socket.socket, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter
+    ) -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(reader, far_writer))
-                group.create_task(_pump(far_reader, writer))
-        except* OSError:
-            pass
+            reader, writer = await asyncio.open_connection(sock=accepted)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_pump(reader, far_writer))
+                    group.create_task(_pump(far_reader, writer))
+            except* OSError:
+                pass
+            finally:
+                writer.close()
         finally:
             far_writer.close()
 

@@ -34,10 +34,10 @@ POSTGRES = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 8000,
-    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=20000",
+    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=5000",
 }
-"""A server that is gone, and a manager that hangs while it writes, are both noticed within seconds (the latter, so that
-its successor need not wait for it: the lease's row is locked until a commit)."""
+"""A server that is gone, and a manager that hangs or is cut off while it writes, are both noticed within seconds (the
+latter no later than its lease runs out: the lease's row is locked until a commit, and its successor waits for that)."""
 MAX_BATCH = 128
 """Writes to one commit; bounds how long the first of them waits for the last."""
 
@@ -306,11 +306,11 @@ class Store:
         finally:
             self._read_connection.rollback()
 
-    def close(self) -> None:
-        """Let waiting writes finish, then end."""
+    def close(self, patience_s: float = 30.0) -> None:
+        """Let waiting writes finish, for so long, then end."""
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=patience_s)
             self._thread = None
         if self._read_connection is not None:
             self._read_connection.close()

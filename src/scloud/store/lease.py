@@ -16,11 +16,14 @@ from scloud.model.errors import CloudError, ErrorKind
 from scloud.store.database import Tx
 from scloud.store.tables import lease
 
-LEADER, STANDBY = "leader", "standby/"
+LEADER, STANDBY, STRANDED = "leader", "standby/", "stranded/"
 FORGOTTEN_S = 60.0
+OFFER_S = 2.0
+"""How long a standby's word of stranded nodes counts."""
 _ANNOUNCE = text(
-    "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (:name, :holder, 0, :expires_at) "
-    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at"
+    "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (:name, :holder, :epoch, :expires_at) "
+    "ON CONFLICT (name) DO UPDATE "
+    "SET holder = excluded.holder, epoch = excluded.epoch, expires_at = excluded.expires_at"
 )
 
 
@@ -38,6 +41,13 @@ class Lease(Value):
     holder: Holder
     epoch: int
     left_s: float
+
+
+class Offer(Value):
+    """Of a standby: so many nodes called at it lately that it could not bring to the leader."""
+
+    holder: Holder
+    nodes: int
 
 
 def read_lease(tx: Tx) -> Lease | None:
@@ -77,12 +87,32 @@ def give_up_lease(tx: Tx, epoch: int) -> None:
     tx.conn.execute(query.values(expires_at=_database_now(tx)))
 
 
-def announce(tx: Tx, standby: Holder, ttl_s: float) -> None:
-    """Say that a standby is there, for so long."""
+def hand_over(tx: Tx, epoch: int, to: Holder, ttl_s: float) -> None:
+    """Make another the leader of the next epoch; nothing if the lease is another's already."""
+    query = update(lease).where(lease.c.name == LEADER, lease.c.epoch == epoch)
+    expires_at = _database_now(tx) + ttl_s
+    tx.conn.execute(query.values(holder=to.model_dump_json(), epoch=epoch + 1, expires_at=expires_at))
+
+
+def announce(tx: Tx, standby: Holder, ttl_s: float, *, epoch: int = 0, stranded: int = 0) -> None:
+    """Say that a standby is there, for so long; and how many nodes it cannot bring to the leader of this epoch."""
     now = _database_now(tx)
-    tx.conn.execute(delete(lease).where(lease.c.name.startswith(STANDBY), lease.c.expires_at < now - FORGOTTEN_S))
-    row = {"name": STANDBY + standby.id, "holder": standby.model_dump_json(), "expires_at": now + ttl_s}
+    for kind in (STANDBY, STRANDED):
+        tx.conn.execute(delete(lease).where(lease.c.name.startswith(kind), lease.c.expires_at < now - FORGOTTEN_S))
+    row = {"name": STANDBY + standby.id, "holder": standby.model_dump_json(), "epoch": 0, "expires_at": now + ttl_s}
     tx.conn.execute(_ANNOUNCE, row)
+    if stranded:
+        offer = Offer(holder=standby, nodes=stranded).model_dump_json()
+        row = {"name": STRANDED + standby.id, "holder": offer, "epoch": epoch, "expires_at": now + OFFER_S}
+        tx.conn.execute(_ANNOUNCE, row)
+
+
+def offers_to(tx: Tx, epoch: int) -> list[Offer]:
+    """What standbys say of the leader of this epoch."""
+    query = select(lease).where(
+        lease.c.name.startswith(STRANDED), lease.c.epoch == epoch, lease.c.expires_at > _database_now(tx)
+    )
+    return [Offer.model_validate_json(row.holder) for row in tx.conn.execute(query.order_by(lease.c.name))]
 
 
 def managers(tx: Tx) -> list[tuple[str, Holder]]:
@@ -111,10 +141,11 @@ def guard_of(epoch: int) -> Callable[[Connection], None]:
 
 
 class LeaseLost(CloudError):
-    """Another manager leads."""
+    """Another manager leads (epoch `found`), or may lead, for the lease has run out."""
 
     def __init__(self, mine: int, found: int | None) -> None:
-        text_ = f"this manager led in epoch {mine}, and another leads now (epoch {found}); nothing was done; ask again"
+        now = "its lease has run out" if found is None else f"another leads now (epoch {found})"
+        text_ = f"this manager led in epoch {mine}, and {now}; nothing was done; ask again"
         super().__init__(ErrorKind.CONFLICT, text_)
 
 

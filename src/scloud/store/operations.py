@@ -157,6 +157,11 @@ def progress(tx: Tx, op_id: str, percent: int, message: str) -> None:
     tx.touch(f"operation/{op_id}")
 
 
+def postpone(tx: Tx, op_id: str, seconds: float) -> None:
+    """Give it so long from now on."""
+    tx.conn.execute(update(operation).where(operation.c.id == op_id).values(deadline_at=tx.now + seconds))
+
+
 def get(tx: Tx, id: str, account: str | None) -> Operation | None:
     row = tx.conn.execute(_BY_ID, {"id": id}).first()
     if row is None or (account is not None and row.account != account):
@@ -166,6 +171,13 @@ def get(tx: Tx, id: str, account: str | None) -> Operation | None:
 
 def open_for(tx: Tx, resource_id: str) -> list[Operation]:
     return [_row(row) for row in tx.conn.execute(_OPEN_FOR, {"resource_id": resource_id})]
+
+
+def was_done(tx: Tx, resource_id: str, action: str) -> bool:
+    """Whether this was done to the resource, as far as operations are kept."""
+    of = (operation.c.resource_id == resource_id, operation.c.state == OperationState.DONE)
+    query = select(operation.c.id).where(*of, operation.c.action == action).limit(1)
+    return tx.conn.execute(query).first() is not None
 
 
 def ids_with_open(tx: Tx, resource_ids: Iterable[str]) -> set[str]:

@@ -14,6 +14,7 @@ from scloud.agent.daemon import Daemon, Drivers, Surroundings
 from scloud.agent.images import ManagerAway
 from scloud.agent.journal import AnyDesired, MemoryJournal
 from scloud.agent.network import NetworkSettings
+from scloud.agent.passages import NoPassages
 from scloud.agent.vms import VmSettings
 from scloud.drivers.ceph.fake import FakeCeph, FakeCephControl, FakeCephDaemons, FakeNode
 from scloud.drivers.hypervisor.fake import FakeHost, FakeHypervisor
@@ -40,7 +41,18 @@ from scloud.model.errors import ErrorKind
 from scloud.model.observed import NodeFacts, NodeLoad, Observed
 from scloud.model.specs import Direction, StoredRule
 from scloud.model.statuses import Accelerator, Capacity
-from scloud.model.wire import Call, Desired, Hello, Reply, Report, Welcome, agent_message, first_message
+from scloud.model.wire import (
+    Call,
+    Desired,
+    Hello,
+    Refused,
+    Removed,
+    Reply,
+    Report,
+    Welcome,
+    agent_message,
+    first_message,
+)
 from scloud.reconcile.network import service_name
 
 NODE = "nod-0000000000000001"
@@ -169,6 +181,9 @@ class Boss:
         self.network_revision = 0
         self.hellos: list[Hello] = []
         self.heartbeats = 0
+        self.load = NodeLoad()
+        self.refusal: Refused | Removed | None = None
+        """What every greeting is answered with instead."""
         self.lies: list[str] = []
         """Reports of what cannot be."""
         self._channel: Channel | None = None
@@ -178,6 +193,9 @@ class Boss:
         hello = await channel.receive(first_message)
         assert isinstance(hello, Hello)
         self.hellos.append(hello)
+        if self.refusal is not None:
+            await channel.send(self.refusal)
+            return
         self.network_revision = 0
         await channel.send(Welcome(epoch=self.epoch, node=channel.peer))
         self._channel = channel
@@ -199,6 +217,7 @@ class Boss:
                 self._replies.pop(message.call).set_result(message)
             else:
                 self.heartbeats += 1
+                self.load = message.load
 
     async def _tell(self, items: list[AnyDesired], drop: list[str], *, full: bool = False) -> None:
         self.revision += 1
@@ -238,6 +257,20 @@ class Boss:
         )
 
 
+class FakePassages(NoPassages):
+    """Who is expected. What had come when it was cut off stays in the hypervisor, where a test has put it."""
+
+    def __init__(self) -> None:
+        self.expected: dict[str, tuple[str, DomainSpec]] = {}
+
+    async def expect(self, vm: str, source: str, spec: DomainSpec) -> str:
+        self.expected[vm] = (source, spec)
+        return "172.31.0.1:7"
+
+    async def forget(self, vm: str) -> None:
+        self.expected.pop(vm, None)
+
+
 class Node:
     """The hardware outlives agents; `start` and `kill` them."""
 
@@ -255,6 +288,7 @@ class Node:
         self.images = FakeImages(self.disk)
         self.seeds = FakeSeeds()
         self.boss = Boss()
+        self.passages = FakePassages()
         self.listener = MemoryListener(self.boss.handle)
         self.conditions = Conditions()
         self.boot_id = "boot-1"
@@ -282,6 +316,7 @@ class Node:
             wall=lambda: 0.0,
             network=NetworkSettings(NODE, "172.31.0.1", 1450, offload=False),
             vms=VmSettings(self.boot_id, self.logs, Path("/fake/sockets"), 1450, offload=False),
+            passages=self.passages,
         )
         self.daemon = Daemon(drivers, around)
         self._task = asyncio.get_running_loop().create_task(self.daemon.run())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import pytest
 from agent_clock import VirtualLoop
 from agent_clock import run as run_virtually
-from agent_node import IMAGE, NODE, SHA, VPC, Node, disk, one_vm, port, running_node, vm, vm_id
+from agent_node import IMAGE, NODE, POOL, SHA, VPC, Node, disk, one_vm, port, running_node, vm, vm_id
 
+from scloud.agent.calls import Calls
 from scloud.flows.ir import Flow
+from scloud.link.memory import MemoryChannel
 from scloud.model.desired import VmDisk
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.wire import Refused, Removed
 
 VM = vm_id(1)
 KEY = f"vm/{VM}"
@@ -297,6 +301,77 @@ def test_an_older_manager_is_refused() -> None:
     run_virtually(main())
 
 
+LATE_CALLS: dict[str, dict[str, Any]] = {
+    "fence": {"node": "nod-0000000000000009", "pools": [POOL]},
+    "evict": {"vms": [VM]},
+    "ceph_command": {"cluster": "stc-1", "command": {"prefix": "osd out", "ids": ["0"]}},
+}
+
+
+@pytest.mark.parametrize("method", [*LATE_CALLS, "desired"])
+def test_what_an_older_manager_says_late_on_a_connection_that_stands_is_refused(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The node has heard of a newer leader; the older one, which hung, goes on and says what it was about to."""
+    answered: list[str] = []
+    answer = Calls.answer
+
+    async def note(self: Calls, asked: str, params: Mapping[str, Any]) -> Any:
+        answered.append(asked)
+        return await answer(self, asked, params)
+
+    monkeypatch.setattr(Calls, "answer", note)
+
+    async def main() -> None:
+        async with running_node() as node:
+            node.boss.epoch = 6
+            await create(node)
+            await created(node)
+            assert (await node.boss.call("ping")).error is None and answered == ["ping"]
+            before, hellos = dict(node.journal.desired), len(node.boss.hellos)
+            await node.journal.see_epoch(7)
+            if method == "desired":
+                await node.boss.change(KEY, power="off")
+                node.boss.wanted[KEY] = before[KEY]
+            else:
+                late = asyncio.ensure_future(node.boss.call(method, **LATE_CALLS[method]))
+            await node.until(lambda: len(node.boss.hellos) > hellos)
+            assert node.boss.hellos[-1].epoch == 7, "it has hung up, and says of whom it has heard"
+            await asyncio.sleep(60)
+            assert answered == ["ping"] and dict(node.journal.desired) == before
+            assert node.host.domains[VM].running
+            if method != "desired":
+                assert not late.done(), "it was never answered"
+                late.cancel()
+
+    run_virtually(main())
+
+
+def test_another_manager_is_dialled_without_waiting_for_the_goodbye_of_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    close = MemoryChannel.close
+    farewell_s = 0.0
+
+    async def linger(self: MemoryChannel) -> None:
+        await asyncio.sleep(farewell_s)
+        await close(self)
+
+    monkeypatch.setattr(MemoryChannel, "close", linger)
+
+    async def main() -> None:
+        nonlocal farewell_s
+        async with running_node() as node:
+            await node.until(lambda: len(node.boss.hellos) == 1)
+            farewell_s = 50.0
+            await node.journal.see_epoch(7)
+            await node.boss.want(*one_vm())  # of an older epoch: the node hangs up
+            await node.until(lambda: len(node.boss.hellos) == 2, 5.0)
+            farewell_s = 0.0
+
+    run_virtually(main())
+
+
 def test_only_what_differs_is_sent_to_a_node_that_comes_back() -> None:
     async def main() -> None:
         async with running_node() as node:
@@ -432,5 +507,33 @@ def test_an_agent_that_knows_nothing_takes_no_flows_away() -> None:
             assert numbers == {facts.owner: facts.ofport for facts in await node.switch.ports()}
             assert node.host.domains[VM].starts == 1
             assert flows_of(node) == flows
+
+    run_virtually(main())
+
+
+def test_vms_end_on_a_node_that_was_taken_out_of_the_cloud_and_only_then() -> None:
+    """Its VMs may run elsewhere by now. Their disks stay. A manager that merely does not know it, as one whose database
+    is an older copy, is no reason, nor is one that leads no more."""
+
+    async def main() -> None:
+        async with running_node() as node:
+            await create(node)
+            await created(node)
+            node.boss.epoch = 2
+            for refusal, removed in (
+                (Refused(error=(ErrorKind.FORBIDDEN, "not known")), False),
+                (Removed(epoch=0), False),
+                (Removed(epoch=2), True),
+            ):
+                await node.kill()
+                node.boss.refusal = refusal
+                node.start()
+                await asyncio.sleep(30)
+                assert (VM in node.host.domains) is not removed
+            assert DISK in node.disk.volumes and not node.switch.taps
+            await node.kill()
+            node.start()
+            await asyncio.sleep(30)
+            assert VM not in node.host.domains, "it was started again"
 
     run_virtually(main())

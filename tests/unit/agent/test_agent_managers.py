@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 
@@ -14,15 +15,18 @@ ONE, TWO, THREE = "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"
 
 
 class Dialled:
-    """Stands in for the network: those in `away` refuse."""
+    """Stands in for the network: those in `away` refuse, those in `hanging` never answer."""
 
     def __init__(self) -> None:
         self.away: set[str] = set()
+        self.hanging: set[str] = set()
         self.asked: list[str] = []
 
     async def __call__(self, host: str, port: int, context: ssl.SSLContext, timeout_s: float) -> str:
         address = f"{host}:{port}"
         self.asked.append(address)
+        if address in self.hanging:
+            await asyncio.Event().wait()
         if address in self.away:
             raise ConnectionRefusedError(address)
         return address
@@ -71,3 +75,26 @@ async def test_when_none_answers_the_last_refusal_is_told(tmp_path: Path, dialle
         await managers.dial()
     (tmp_path / "managers.json").write_text("broken")
     assert make(tmp_path).addresses() == [ONE]
+
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Managers:
+    monkeypatch.setattr(managers_module, "NEXT_AFTER_S", 0.01)
+    managers = make(tmp_path)
+    managers.learn((ONE, TWO, THREE))
+    return managers
+
+
+async def test_one_that_hangs_holds_nobody_up(three: Managers, dialled: Dialled) -> None:
+    dialled.hanging = {ONE, TWO}
+    assert await three.dial() == THREE
+    assert three.addresses()[0] == THREE
+    while others := [task for task in asyncio.all_tasks() if task.get_name().startswith("dial ")]:
+        await asyncio.wait(others)  # they are given up
+
+
+async def test_one_that_answers_and_leads_nowhere_keeps_nobody_from_the_next(three: Managers, dialled: Dialled) -> None:
+    dialled.hanging = {ONE}
+    assert await three.dial() == TWO
+    three.failed()
+    assert await three.dial() == THREE

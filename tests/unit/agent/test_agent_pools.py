@@ -10,7 +10,7 @@ from agent_clock import run
 from agent_node import IMAGE, NODE, POOL, SHA, Node, disk, one_vm, running_node, vm_id
 
 from scloud.drivers.hypervisor.protocol import DiskFigures
-from scloud.drivers.storage.fake import FakePools, FakeStorage
+from scloud.drivers.storage.fake import FakeBytes, FakeDisk, FakePools, FakeStorage, FakeVolume
 from scloud.drivers.storage.place import FilePlace, secret_of
 from scloud.drivers.storage.protocol import StillOpen
 from scloud.model.desired import DesiredDisk, DesiredSnapshot, DesiredStore, StorePool, VmDisk
@@ -87,6 +87,20 @@ def test_a_disk_that_was_just_made_is_ready_without_another_look(monkeypatch: py
             await node.boss.want(*one_vm(disks=with_data()))
             await node.settled(KEY, "running")
             assert asked.count("locate") == 1 and asked.count("show") <= 3, asked
+
+    run(main())
+
+
+def test_a_slow_storage_cluster_is_part_of_the_nodes_load() -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            await node.boss.want(store(), shared())
+            await node.settled(f"disk/{DATA}", "ready")
+            node.pools[POOL].answer_s = 0.25
+            before = node.boss.heartbeats
+            while node.boss.load.storage_ms != 250.0 and node.boss.heartbeats < before + 10:
+                await asyncio.sleep(0.1)
+            assert node.boss.load.storage_ms == 250.0
 
     run(main())
 
@@ -222,6 +236,62 @@ def test_a_disk_that_one_who_died_has_open_is_waited_for(method: str, change: di
             await node.until(lambda: node.boss.heard[f"disk/{DATA}"].state in ("ready", "absent"))
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "change"), [("delete", {"absent": True}), ("clear", {"incarnation": 1, "generation": 2})]
+)
+def test_what_a_killed_agent_was_removing_is_removed_before_its_disk_is_said_to_be_done(
+    method: str, change: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            pool = node.pools.setdefault(POOL, FakeDisk(shared=True))
+            pool.half_removed[DATA] = 64
+            pool.failing[method] = StillOpen(DATA, ["10.0.0.9:0/1"], "removed")
+            if method == "clear":  # the new version was made, and the old one was on its way out
+                pool.volumes[DATA] = FakeVolume(DATA, 1, FakeBytes(1024, None, 0), 1)
+            await node.boss.want(store(), shared(**change))
+            await node.until(lambda: f"disk/{DATA}" in node.boss.heard)
+            await node.until(lambda: "is open (10.0.0.9:0/1)" in node.boss.heard[f"disk/{DATA}"].reason)
+            assert not node.boss.heard[f"disk/{DATA}"].settled
+            del pool.failing[method]
+            await node.settled(f"disk/{DATA}", "absent" if method == "delete" else "ready")
+            assert not pool.half_removed
+
+    run(main())
+
+
+def test_what_a_dead_process_has_spoilt_is_mended_while_no_vm_has_the_disk() -> None:
+    async def main() -> None:
+        async with running_node() as node:
+            await node.boss.want(store(), shared(), *one_vm(disks=with_data()))
+            await node.settled(KEY, "running")
+            pool = node.pools[POOL]
+            pool.locked[DATA] = "10.0.0.9:0/1"
+            pool.unmeasured.add(DATA)
+            await node.until(lambda: node.boss.heard[f"disk/{DATA}"].used_mib is None)
+            assert node.boss.heard[f"disk/{DATA}"].settled
+            await asyncio.sleep(200)
+            assert pool.locked and pool.unmeasured, "a guest has it open"
+            pool.failing["mend"] = CloudError(ErrorKind.ENGINE, "an OSD is away")
+            await node.boss.change(KEY, power="off")
+            await node.settled(KEY, "stopped")
+            await asyncio.sleep(200)
+            assert node.boss.heard[f"disk/{DATA}"].state == "ready", "it is as good as it was"
+            assert [left["locks"] for left in await lefts(node)] == [[[f"disk/{DATA}", "10.0.0.9:0/1"]]]
+            del pool.failing["mend"]
+            await node.until(lambda: node.boss.heard[f"disk/{DATA}"].used_mib == 0)
+            assert not pool.locked and [left["locks"] for left in await lefts(node)] == [[]]
+
+    run(main())
+
+
+async def lefts(node: Node) -> list[dict[str, Any]]:
+    reply = await node.boss.call("inventory")
+    assert isinstance(reply.result, dict)
+    found: list[dict[str, Any]] = reply.result["pool_left"]
+    return found
 
 
 def test_limits_are_told_to_the_storage_and_to_the_running_guest() -> None:

@@ -21,7 +21,7 @@ from scloud.store import operations
 from scloud.store.database import Tx
 from support.cloud import Cloud
 from support.node import ScriptedNode
-from support.pools import make_pool
+from support.pools import close_pool, make_pool
 
 
 class Server:
@@ -160,6 +160,19 @@ async def test_an_export_that_fails_in_the_middle_says_so_in_the_backup(cloud: C
         _ = [extent async for extent in decoder.extents(8 * MIB)]
 
 
+async def test_a_pool_near_full_takes_no_backup(cloud: Cloud, server: Server) -> None:
+    await make(cloud, server, "one")
+    disk = await make(cloud, server, "two")
+    await keep(cloud, server, (await cloud.alice.get("/disks/one"))["id"], "s1")
+    backup = await save(cloud, "one", snapshot="s1")
+    (pool,) = cloud.rows("resource", kind="pool")
+    await cloud.store.write(lambda tx: close_pool(tx, pool["id"], "86% of its fullest device is used"))
+    before = cloud.dump()
+    refused = await cloud.alice.ask("PUT", f"/disks/{disk}/data", content=backup)
+    assert refused.status_code == 409 and "86% of its fullest device is used" in refused.json()["detail"]
+    assert cloud.dump() == before
+
+
 async def test_an_import_goes_down_with_its_manager_and_can_be_begun_anew(cloud: Cloud, server: Server) -> None:
     two = await make(cloud, server, "two")
     node = cloud.nodes["n1"]
@@ -282,6 +295,30 @@ async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(
     assert {row["name"] for row in await cloud.alice.list("/disks", vm="a")} == {"a-system", "one"}
     (old,) = await cloud.alice.list("/disks", state="trashed")
     assert old["id"] == one and old["spec"]["former_name"] == "one"
+
+
+async def test_a_disk_that_has_moved_keeps_its_schedule(cloud: Cloud, server: Server) -> None:
+    node = cloud.nodes["n1"]
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id], "fast"))
+    one = await make(cloud, server, "one")
+    await cloud.alice.end("POST", "/disks/one/actions/schedule", {"schedule": {"every_s": 3600, "keep": 2}})
+    due = (await cloud.alice.get("/disks/one"))["status"]["next_snapshot_at"]
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
+    await follow(cloud, server, move)
+    await node.release()
+    await cloud.alice.wait(move)
+    moved = await cloud.alice.get("/disks/one")
+    assert moved["id"] != one and moved["spec"]["schedule"] == {"every_s": 3600, "keep": 2}
+    assert moved["status"]["next_snapshot_at"] == due
+    assert (await cloud.alice.get(f"/disks/{one}"))["status"]["next_snapshot_at"] is None, "it waits in the trash"
+    cloud.clock.advance(3601)
+    await cloud.restart()
+
+    async def taken() -> bool:
+        return [row["spec"]["scheduled"] for row in await cloud.alice.list("/snapshots", disk=moved["id"])] == [True]
+
+    await cloud.eventually(taken)
 
 
 async def test_a_disk_of_a_node_moves_into_a_pool(cloud: Cloud, server: Server) -> None:

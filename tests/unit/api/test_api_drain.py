@@ -124,6 +124,24 @@ async def test_one_that_is_on_its_way_to_the_node_is_waited_for(cloud: Cloud) ->
     assert (await cloud.admin.get(f"/vms/{id}"))["status"]["node"] == "n2"
 
 
+async def test_one_that_leaves_by_hand_already_is_waited_for(cloud: Cloud) -> None:
+    one, two = await rig(cloud, "n1", "n2")
+    id = await vm(cloud, "early", one)
+    scripted(one, two, id)
+    await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", {"node": "n2"})
+    await one.until(lambda: _leaves(one, id))
+    answer = await cloud.admin.do("POST", "/nodes/n1/actions/drain")
+
+    async def noticed() -> bool:
+        return await states(cloud) == {"early": "moving"}
+
+    await cloud.eventually(noticed)
+    assert (await cloud.admin.get(f"/operations/{answer['operation']['id']}"))["state"] == "running"
+    await arrive(one, two, id)
+    done = await cloud.admin.wait(answer)
+    assert done["message"] == "1 VM has left, nothing runs on it any more"
+
+
 async def test_who_cannot_leave_is_told_and_leaves_when_it_can(cloud: Cloud) -> None:
     one, two = await rig(cloud, "n1", "n2")
     await vm(cloud, "rooted", one, disk_type=None)

@@ -66,3 +66,20 @@ async def test_a_node_that_has_just_connected_is_not_written_down_as_lost(
     monkeypatch.setattr(manager, "_lost_nodes", lambda tx, now: [node.id])
     await manager._tick()
     assert (await cloud.admin.get("/nodes/n1"))["status"]["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("ask", "field", "words"),
+    [
+        ({"check_s": 0.2, "misses": 50}, "spec.ha.check_s", "at least 0.5"),
+        ({"check_s": 0.5, "misses": 3}, "spec.ha.misses", "1.5 s, and must be at least 2 s"),
+    ],
+)
+async def test_checks_between_two_heartbeats_are_refused(
+    cloud: Cloud, ask: dict[str, float], field: str, words: str
+) -> None:
+    """Every node would be suspected for ever."""
+    body = {"spec": {"ha": {**ask, "lease_s": 2.0, "probes": 10}}}
+    problem = await cloud.admin.fail("PATCH", "/clusters/default", body, status=422, code="invalid")
+    assert problem["fields"][0]["field"] == field and words in problem["detail"]
+    await cloud.admin.end("PATCH", "/clusters/default", {"spec": {"ha": {"check_s": 0.5, "misses": 4, "lease_s": 2.0}}})

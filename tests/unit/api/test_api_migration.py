@@ -307,6 +307,110 @@ async def test_a_deletion_that_waits_for_a_silent_node_says_so_in_time(cloud: Cl
     await cloud.until_gone(id)
 
 
+async def test_it_has_the_time_that_its_bytes_take(cloud: Cloud) -> None:
+    one, two, _ = await rig(cloud)
+    large = await cloud.admin.create("vms", "large", image="micro", node="n1", memory_mib=1024)
+    id = large["id"]
+    await cloud.until(cloud.admin, f"/vms/{id}", "running")
+    two.override[f"vm/{id}"] = seen(id, "ready", address="192.0.2.2:7")
+    one.override[f"vm/{id}"] = seen(id, "copying")
+    ask = {"node": "n2", "bandwidth_mib_s": 1}
+    op = (await cloud.admin.do("POST", f"/vms/{id}/actions/migrate", ask))["operation"]
+    assert op["deadline_at"] - op["created_at"] == 3600 + 1024 + 10, "an hour, its memory and the disk that is copied"
+
+
+async def test_a_switch_that_does_not_follow_is_named(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    three = await cloud.node("n3")
+    nics = [{"subnet": "lan"}]
+    other = await cloud.admin.create("vms", "other", image="micro", node="n3", nics=nics)
+    await cloud.until(cloud.admin, f"/vms/{other['id']}", "running")
+    await cloud.lose(three)
+    await copying(cloud, one, two, vm["id"])
+    events = await cloud.admin.list("/events", resource=vm["id"])
+    told = [event["message"] for event in events if "not every switch follows" in event["message"]]
+    assert len(told) == 1 and "VMs on n3 reach it at node n2 only when the agents there are back" in told[0]
+
+
+async def unsure(cloud: Cloud) -> tuple[ScriptedNode, ScriptedNode, str, dict[str, Any]]:
+    """A VM with a disk in its node's own storage, whose migration broke off while n2 is away."""
+    one, two, _ = await rig(cloud)
+    made = await cloud.admin.create("vms", "own", image="micro", node="n1")
+    id = str(made["id"])
+    await cloud.until(cloud.admin, f"/vms/{id}", "running")
+    answer = await copying(cloud, one, two, id)
+    await cloud.lose(two)
+    await one.say(seen(id, "gone", reason="the host was without power"))
+    await cloud.until(cloud.admin, f"/vms/{id}", "unknown")
+    return one, two, id, answer
+
+
+async def test_where_only_a_silent_target_knows_the_vm_is_not_said_to_run(cloud: Cloud) -> None:
+    one, _, id, answer = await unsure(cloud)
+    status = (await cloud.admin.get(f"/vms/{id}"))["status"]
+    assert "whether it has come to node n2 only that node can say" in status["reason"]
+    assert told(one, id).move_out is not None, "its disks at n1 are kept"
+    cloud.clock.advance(3700)
+
+    async def cancelled() -> bool:
+        return bool((await cloud.admin.get(f"/vms/{id}"))["status"]["migration"]["cancel"])
+
+    await cloud.eventually(cancelled)
+    assert (await cloud.admin.get(f"/operations/{answer['operation']['id']}"))["state"] == "running"
+    cloud.clock.advance(100)
+    failed = await cloud.admin.wait(answer, "failed")
+    assert "did not end in its time" in failed["message"]
+    assert (await cloud.admin.get(f"/vms/{id}"))["status"]["migration"] is not None
+
+
+async def test_a_silent_target_that_is_removed_for_ever_leaves_the_source_what_it_has(cloud: Cloud) -> None:
+    one, _, id, answer = await unsure(cloud)
+    await cloud.admin.end("DELETE", "/nodes/n2?force=true")
+    failed = await cloud.admin.wait(answer, "failed")
+    assert "node n2 was lost; it stays where it was" in failed["message"]
+    await one.until(lambda: told(one, id).move_out is None and told(one, id).power == "on")
+    one.override.pop(f"vm/{id}")
+    await one.release()
+    assert (await cloud.until(cloud.admin, f"/vms/{id}", "running"))["status"]["node"] == "n1"
+
+
+@pytest.mark.parametrize(("arrived", "words"), [("complete", ""), ("ready", "rebuild it on another node")])
+async def test_a_source_that_is_removed_for_ever_waits_for_the_target_to_say_whether_it_has_come(
+    cloud: Cloud, arrived: str, words: str
+) -> None:
+    """It may have, with the only copy of its disk that is left."""
+    one, two, id, disk = await local(cloud)
+    await copying(cloud, one, two, id)
+    await cloud.lose(one)
+    asked = await cloud.admin.do("DELETE", "/nodes/n1?powered_off=true")
+
+    async def waits() -> bool:
+        op = await cloud.admin.get(f"/operations/{asked['operation']['id']}")
+        assert op["state"] == "running", op
+        return "waiting for node n2 to say whether vm 'a' has come to it" in op["message"]
+
+    await cloud.eventually(waits)
+    await two.until(lambda: (move := told(two, id).move_in) is not None and move.asked == 1)
+    await two.say(seen(id, arrived, asked=1, **({"address": "192.0.2.2:7"} if arrived == "ready" else {})))
+    await cloud.admin.wait(asked)
+    vm = (await cloud.admin.get("/vms/a"))["status"]
+    assert vm["node"] == ("n2" if arrived == "complete" else None) and words in vm["reason"]
+    assert vm["migration"] is None
+    lost = (await cloud.admin.get(f"/disks/{disk}"))["status"]["lost"]
+    assert lost is (arrived != "complete")
+
+
+async def test_a_target_that_is_removed_before_the_source_has_said_how_it_ended(cloud: Cloud) -> None:
+    one, two, vm = await rig(cloud)
+    answer = await copying(cloud, one, two, vm["id"])
+    await cloud.lose(two)
+    await cloud.admin.end("DELETE", "/nodes/n2?force=true")
+    one.override.pop(f"vm/{vm['id']}")
+    await one.say(seen(vm["id"], "stays", reason="the connection broke off"))
+    assert "it stays where it was" in (await cloud.admin.wait(answer, "failed"))["message"]
+    await one.until(lambda: told(one, vm["id"]).move_out is None)
+
+
 async def test_a_nic_that_is_let_go_of_on_the_way_ends_on_both_nodes(cloud: Cloud) -> None:
     """It outlives its VM, of which the target, too, has made a tap."""
     one, two, vm = await rig(cloud)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scloud.controllers.ha import recovery
+from scloud.controllers.ha.room import Reasons
 from scloud.model.statuses import DiskStatus
 from scloud.store.database import Tx
 from scloud.store.resources import find
@@ -32,7 +33,8 @@ async def test_a_disk_that_was_still_to_come_is_not_taken_from_who_has_it_open(c
     def recover(tx: Tx) -> tuple[str | None, bool]:
         vm = find(tx, taker["id"])
         assert vm is not None and vm.node == taking.id
-        assert recovery._move(tx, vm, "n2", {}) == ("n3", "")
+        moved = recovery._place(tx, [vm], "n2", {}, Reasons(), [], {})
+        assert moved[vm.id].node == "n3"
         row = find(tx, disk)
         assert row is not None
         return row.node, row.status_as(DiskStatus).held

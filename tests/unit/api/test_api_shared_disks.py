@@ -6,6 +6,7 @@ from typing import Any
 
 from scloud.model.desired import DesiredDisk, key_of
 from scloud.model.observed import Observed
+from scloud.store import operations
 from support.cloud import Cloud
 from support.node import ScriptedNode
 from support.pools import close_pool, make_pool
@@ -41,17 +42,21 @@ async def test_it_is_made_at_once_and_counts_against_its_pool(cloud: Cloud) -> N
     assert (provisioned(cloud, pool), provisioned(cloud, cloud.nodes["n1"].id)) == (100, 0)
     await cloud.alice.end("POST", "/disks/data/actions/resize", {"size_mib": 150})
     assert provisioned(cloud, pool) == 150
+    await cloud.alice.create("disks", "clone", image="micro", type="standard")
     await cloud.store.write(lambda tx: close_pool(tx, pool, "pool p-standard is 91 % full; add devices"))
+    await cloud.alice.end("POST", "/disks/data/actions/flatten", {})  # depends on nothing, and grows by nothing
     for path, body in (
         ("/disks", {"name": "more", "spec": {"size_mib": 1, "type": "standard"}}),
         ("/disks/data/actions/resize", {"size_mib": 151}),
+        ("/disks/clone/actions/flatten", {}),
         ("/vms", {"name": "a", "spec": {"image": "micro", "disk_type": "standard"}}),
     ):
         before = cloud.dump()
         problem = await cloud.alice.fail("POST", path, body, status=409, code="no_capacity")
         assert "91 % full" in problem["detail"]
         assert cloud.dump() == before
-    await cloud.alice.end("DELETE", "/disks/data?now=true")
+    for name in ("data", "clone"):
+        await cloud.alice.end("DELETE", f"/disks/{name}?now=true")
     node = cloud.nodes["n1"]
     await node.until(lambda: not node.objects.keys() & {f"disk/{disk['id']}"})
     assert provisioned(cloud, pool) == 0 and not node.existing
@@ -292,6 +297,8 @@ async def test_snapshots_are_taken_listed_rolled_back_to_cloned_and_deleted(clou
     (server,) = (cloud.nodes[name] for name in told(cloud, disk))
     assert of(server, disk).rollbacks == 1
     await cloud.alice.end("POST", "/disks/clone/actions/flatten")
+    assert (await cloud.alice.get("/disks/clone"))["spec"]["snapshot"] is None, "it has nothing of it any more"
+    await node.until(lambda: of(node, clone["id"]).origin is None)
     await cloud.alice.end("DELETE", "/snapshots/s2")
     await server.until(lambda: [kept.id for kept in of(server, disk).snapshots] == [rows[0]["id"]])
     await cloud.alice.end("DELETE", "/disks/data?now=true")
@@ -396,6 +403,48 @@ async def test_a_schedule_takes_snapshots_and_keeps_the_newest(cloud: Cloud) -> 
     assert key_of(of(cloud.nodes["n1"], disk)) == f"disk/{disk}"
 
 
+async def test_a_schedule_that_keeps_one_has_a_ready_one_at_any_moment(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1")
+    node = cloud.nodes["n1"]
+    disk = (await cloud.alice.create("disks", "data", size_mib=100, type="standard"))["id"]
+    await cloud.alice.end("POST", "/disks/data/actions/schedule", {"schedule": {"every_s": 3600, "keep": 1}})
+
+    async def an_hour_later() -> None:
+        cloud.clock.advance(3601)
+        await cloud.store.write(lambda tx: operations.enqueue(tx, f"schedule/{disk}"))
+
+    async def until(*states: str) -> list[str]:
+        """Their ids, oldest first, once snapshots in exactly these states are there."""
+        rows: list[dict[str, Any]] = []
+
+        async def so() -> bool:
+            nonlocal rows
+            rows = sorted(await cloud.alice.list("/snapshots", disk="data"), key=lambda row: row["id"])
+            return [row["status"]["state"] for row in rows] == list(states)
+
+        await cloud.eventually(so)
+        return [row["id"] for row in rows]
+
+    await an_hour_later()
+    (first,) = await until("ready")
+    node.holding = True
+    await an_hour_later()
+    assert (await until("ready", "creating"))[0] == first
+    await node.release()
+    (second,) = await until("ready")
+    assert second != first
+    # The next one fails: the one before stays, and the failed one goes when its successor is taken.
+    key, generation = f"disk/{disk}", of(node, disk).generation
+    failed: dict[str, Any] = {"key": key, "generation": generation + 1, "state": "error", "settled": True}
+    node.override[key] = Observed(**failed, snapshots=((second, 100),), reason="the pool is read-only")
+    await an_hour_later()
+    assert (await until("ready", "error"))[0] == second
+    del node.override[key]
+    await an_hour_later()
+    (third,) = await until("ready")
+    assert third not in (first, second)
+
+
 # --- limits
 
 
@@ -407,6 +456,32 @@ async def test_limits_are_told_and_what_is_not_given_stays(cloud: Cloud) -> None
     limits = of(cloud.nodes["n1"], disk).limits
     assert (limits.iops, limits.kib_per_s) == (500, 1024)
     await cloud.alice.fail("POST", "/disks/data/actions/limit", {"iops": -1}, status=422, code="invalid")
+
+
+async def test_what_a_disk_occupies_is_unknown_if_its_node_cannot_tell(cloud: Cloud) -> None:
+    await pool_of(cloud, "n1")
+    node = cloud.nodes["n1"]
+    disk = (await cloud.alice.create("disks", "data", size_mib=100, type="standard"))["id"]
+    ready: dict[str, Any] = {"key": f"disk/{disk}", "generation": 9, "state": "ready", "settled": True}
+
+    async def used(wanted: int | None, **fields: Any) -> None:
+        async def so() -> bool:
+            return bool((await cloud.alice.get("/disks/data"))["status"]["used_mib"] == wanted)
+
+        await node.say(Observed(**{**ready, **fields}))
+        await cloud.eventually(so)
+
+    await used(12, used_mib=12, snapshots=())
+    await used(None, used_mib=None, snapshots=())
+    await used(13, used_mib=13, snapshots=())
+    away = Observed(**{**ready, "state": "working", "settled": False}, reason="the cluster does not answer")
+    await node.say(away)
+
+    async def told() -> bool:
+        return bool((await cloud.alice.get("/disks/data"))["status"]["reason"] == away.reason)
+
+    await cloud.eventually(told)
+    assert (await cloud.alice.get("/disks/data"))["status"]["used_mib"] == 13, "who sees nothing tells nothing"
 
 
 # --- the audit

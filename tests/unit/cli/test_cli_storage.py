@@ -218,7 +218,7 @@ def test_what_accounts_have_is_shown_of_everything_a_pool_and_a_cluster(cli: Cli
     pool = cloud.make("pools", "p", {"cluster": cluster["id"], "redundancy": "replica:3", "fault_domain": "host"})
     pool["status"] |= {
         "capacity": {"total_mib": 4096, "used_mib": 1024, "available_mib": 3072, "provisioned_mib": 8192}
-        | {"full_in_days": 3.5},
+        | {"refused_in_days": 2.5, "full_in_days": 3.5},
         "accepts_new": True,
     }
     other = use("carol", "another pool", "x", 1, 7 * 1024, 5, 0, 0)
@@ -230,6 +230,7 @@ def test_what_accounts_have_is_shown_of_everything_a_pool_and_a_cluster(cli: Cli
         other,
     ]
     cloud.answers["usage/storage"] = items
+    assert "new disks refused in 2.5 days, full in 3.5 days" in " ".join(cli.ok("pool", "show", "p").split())
     for command in (["pool", "show", "p"], ["storage-cluster", "show", "c"]):
         text = cli.ok(*command)
         lines = [line.split() for line in text.splitlines()]

@@ -258,6 +258,18 @@ def test_a_node_is_added_with_the_command_to_run_on_it(cli: Cli) -> None:
     assert cli.ok("node", "remove", "n2", "--force") == "n2 removed\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [("--force", {"force": "true"}), ("--powered-off", {"force": "true", "powered_off": "true"})],
+)
+def test_a_lost_node_is_removed_with_what_was_promised_of_it(
+    cli: Cli, cloud: FakeCloud, option: str, asked: dict[str, str]
+) -> None:
+    cli.ok("node", "add", "n2")
+    cli.ok("node", "remove", "n2", option)
+    assert [dict(query) for method, _, query, *_ in cloud.requests if method == "DELETE"] == [asked]
+
+
 def test_operations(cli: Cli, cloud: FakeCloud) -> None:
     one = cli.json("vm", "create", "a", "--no-wait")["id"]
     assert cli.json("operation", "show", one)["id"] == one

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from cli_runner import Cli
 
+from scloud.link.backup import BackupHeader, encode
 from support.cloud import Cloud
 
 TOKEN = "secret-of-boss"
@@ -283,3 +284,29 @@ def test_console_through_the_node(real: Cli, manager: Manager) -> None:
 def test_the_api_directly(real: Cli) -> None:
     answer: Any = json.loads(real.ok("api", "GET", "vms?limit=1"))
     assert answer.keys() == {"items", "next"}
+
+
+def test_a_backup_that_cannot_be_brought_back_leaves_no_disk_behind(real: Cli, tmp_path: Path) -> None:
+    async def whole() -> bytes:
+        async def extents() -> AsyncIterator[tuple[int, bytes | int]]:
+            yield 0, b"bytes"
+
+        header = BackupHeader(disk="dsk-x", snapshot="snp-x", size_mib=8)
+        return b"".join([piece async for piece in encode(header, extents())])
+
+    file = tmp_path / "monday.bak"
+    file.write_bytes(asyncio.run(whole()))
+    before = real.json("disk", "list")
+    result = real.run("disk", "import", "other", str(file))
+    assert result.exit_code != 0 and "--type" in result.stderr and "scloud disk-type list" in result.stderr
+    assert real.json("disk", "list") == before
+    real.ok("disk-type", "create", "plain")
+    result = real.run("disk", "import", "other", str(file), "--type", "plain")
+    assert result.exit_code != 0 and "is on no node yet" in result.stderr
+    assert real.json("disk", "list") == before
+    # One that was there before stays.
+    real.ok("disk", "create", "mine", "--size", "8M")
+    assert real.run("disk", "import", "mine", str(file)).exit_code != 0
+    assert real.json("disk", "show", "mine")["name"] == "mine"
+    real.ok("disk", "delete", "mine")
+    real.ok("disk-type", "delete", "plain")

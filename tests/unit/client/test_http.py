@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -226,3 +229,71 @@ def test_while_nobody_leads_it_asks_again(impatient: list[float]) -> None:
     assert len(impatient) == 2
     with pytest.raises(CloudError, match="nobody"):
         Script(nobody).client().request("PUT", "/a", content=b"x")
+
+
+def test_a_manager_that_knows_of_no_leader_is_left_for_another(impatient: list[float]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url.host))
+        if request.url.host == "two":
+            return httpx.Response(200, json={"by": "two"})
+        return httpx.Response(503, headers={"Retry-After": "2"}, json={"detail": "nobody", "code": "unavailable"})
+
+    client = Client(Context("c", "http://one", "t", others=("http://two",)), transport=httpx.MockTransport(answer))
+    assert client.post("/vms", {}) == {"by": "two"}
+    assert asked == ["one", "two"]
+
+
+@pytest.fixture
+def hung() -> Iterator[str]:
+    """The URL of one that takes connections and never answers, as a process that is stopped does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HURRY_S", 0.3)
+    monkeypatch.setattr(http, "ANSWER_S", 8.0)
+
+
+def test_a_manager_that_takes_the_connection_and_never_answers_is_given_up_for_another(
+    hurried: None, hung: str, context: Context, cloud: FakeCloud
+) -> None:
+    client = Client(replace(context, url=hung, others=(hung, context.url)))
+    began = time.monotonic()
+    assert client.get("/vms")["items"] == []
+    assert 0.6 <= time.monotonic() - began < 4.0, "each of the two that hang has its time, and no more"
+
+    client = Client(replace(context, url=hung, others=(context.url,)))
+    operation = client.post("/vms", {"name": "a", "spec": {}})["operation"]
+    assert len([one for one in cloud.requests if one[0] == "POST"]) == 1 and operation["id"]
+
+
+def test_what_takes_long_is_answered_by_the_last(hurried: None) -> None:
+    waits: list[float] = []
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        asked.append(str(request.url.host))
+        if len(waits) < 3:
+            raise httpx.ReadTimeout("slow", request=request)
+        return httpx.Response(200, json={})
+
+    context = Context("c", "http://one", "t", others=("http://two", "http://three"))
+    client = Client(context, transport=httpx.MockTransport(answer))
+    client.get("/operations/o", wait=20.0)
+    assert waits == [20.3, 20.3, 8.0] and asked == ["one", "two", "three"]
+    client.get("/vms")
+    assert asked[3:] == ["three"], "the one that answered is asked first from now on"
+
+
+def test_an_upload_to_a_manager_that_hangs_is_not_sent_to_another(
+    hurried: None, hung: str, context: Context, cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "ANSWER_S", 1.0)
+    with pytest.raises(CloudError) as caught:
+        Client(replace(context, url=hung, others=(context.url,))).request("PUT", "/images/a/data", content=b"x")
+    assert caught.value.kind is ErrorKind.TIMED_OUT and not cloud.requests

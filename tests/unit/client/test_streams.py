@@ -82,6 +82,18 @@ async def test_another_manager_opens_the_stream_when_the_first_one_is_dead(conte
             pass
 
 
+async def test_another_manager_opens_the_stream_when_the_first_one_hangs(
+    context: Context, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HURRY_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # takes connections, and never answers
+        hung = replace(context, url=f"http://127.0.0.1:{hangs.getsockname()[1]}", others=(context.url,))
+        sink = Sink()
+        async with asyncio.timeout(10), streams.open_stream(hung, streams.console_path(vm)) as connection:
+            await streams.relay(connection, Feed(b"hello\n", b"exit\n", ends=False).read, sink.write)
+    assert sink.data == b"HELLO\n"
+
+
 async def test_after_the_input_has_ended_silence_ends_the_relay(context: Context, vm: str) -> None:
     sink = Sink()
     async with asyncio.timeout(10), streams.open_stream(context, streams.console_path(vm)) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,21 @@ import pytest
 from scloud.controllers import placement
 from scloud.model.base import Value
 from scloud.model.desired import DesiredVm
-from scloud.model.observed import Observed
-from scloud.model.wire import CaAnswer, CaRequest, Enroll, Enrolled, Refused, ca_answer, enroll_answer, welcome_answer
-from scloud.store import nodes
+from scloud.model.observed import NodeLoad, Observed
+from scloud.model.wire import (
+    CaAnswer,
+    CaRequest,
+    Enroll,
+    Enrolled,
+    Refused,
+    ca_answer,
+    enroll_answer,
+    welcome_answer,
+)
+from scloud.store import nodes, operations
 from support.cloud import QUICK, Cloud
 from support.node import ScriptedNode
+from support.pools import make_pool
 
 
 async def enrol(cloud: Cloud, node: str, secret: str) -> Enrolled | Refused:
@@ -111,6 +122,88 @@ async def test_a_manager_does_not_speak_to_a_node_that_knows_a_later_one(cloud: 
     assert node.welcomes[-1].epoch == cloud.epoch
 
 
+class BusyDatabase:
+    """The manager's `report`, which lasts until it is let through."""
+
+    def __init__(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.through = asyncio.Event(), asyncio.Event()
+        self.taken: list[str] = []
+        self._report = cloud.manager.report
+        monkeypatch.setattr(cloud.manager, "report", self)
+
+    async def __call__(self, node: str, items: Iterable[Observed]) -> None:
+        items = tuple(items)
+        self.entered.set()
+        await self.through.wait()
+        await self._report(node, items)
+        self.taken += [item.key for item in items]
+
+
+def observed(number: int) -> Observed:
+    return Observed(key=f"vm/vm-{number}", generation=1, state="running", settled=True)
+
+
+async def test_heartbeats_are_heard_while_a_report_waits_for_the_database(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await cloud.node()
+    session = cloud.manager.sessions.get(node.id)
+    assert session is not None
+    busy = BusyDatabase(cloud, monkeypatch)
+    await node.say(observed(1))
+    await busy.entered.wait()
+    node.load = NodeLoad(cpu=0.75)
+
+    async def heard() -> bool:
+        return session.load is not None and session.load.cpu == 0.75
+
+    await cloud.eventually(heard)
+    assert not busy.taken
+    busy.through.set()
+
+
+async def test_what_a_node_said_before_it_left_counts(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = await cloud.node()
+    await node.until(lambda: any(message.full for message in node.messages))
+    busy = BusyDatabase(cloud, monkeypatch)
+    for number in range(3):
+        await node.say(observed(number))
+    await busy.entered.wait()
+    await node.stop()
+    busy.through.set()
+
+    async def gone() -> bool:
+        return node.id not in cloud.manager.sessions
+
+    await cloud.eventually(gone)
+    assert busy.taken == ["vm/vm-0", "vm/vm-1", "vm/vm-2"]
+
+
+async def test_what_it_said_before_it_came_anew_does_not(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = await cloud.node()
+    first = cloud.manager.sessions.get(node.id)
+    busy = BusyDatabase(cloud, monkeypatch)
+    for number in range(3):
+        await node.say(observed(number))
+    await busy.entered.wait()
+    twin = ScriptedNode(node.id, "n1", cloud.listener)
+    await twin.start()
+
+    async def replaced() -> bool:
+        return cloud.manager.sessions.get(node.id) not in (None, first)
+
+    await cloud.eventually(replaced)
+    await twin.say(observed(9))
+    busy.through.set()
+
+    async def told() -> bool:
+        return "vm/vm-9" in busy.taken
+
+    await cloud.eventually(told)
+    assert "vm/vm-2" not in busy.taken
+    await twin.stop()
+
+
 async def test_a_node_that_dials_again_replaces_its_connection(cloud: Cloud) -> None:
     node = await cloud.node()
     twin = ScriptedNode(node.id, "n1", cloud.listener)
@@ -195,6 +288,11 @@ async def test_a_node_is_removed_when_empty_and_then_refused(cloud: Cloud) -> No
     await cloud.lose(node)
     with pytest.raises(ConnectionRefusedError, match="removed from the cloud"):
         await node.start()
+    assert node.removed
+    await cloud.store.write(lambda tx: operations.forget_old(tx, events_before=0.0, operations_before=tx.now + 1.0))
+    # Nobody is known any more to have said that what it runs is lost.
+    with pytest.raises(ConnectionRefusedError, match="does not know this node"):
+        await node.start()
 
 
 async def test_a_lost_node_is_removed_by_force(cloud: Cloud) -> None:
@@ -214,10 +312,57 @@ async def test_a_lost_node_is_removed_by_force(cloud: Cloud) -> None:
     assert vm["status"]["state"] == "error" and "removed as lost" in vm["status"]["reason"]
     assert vm["status"]["node"] is None
     await cloud.node("n2")
-    await cloud.alice.end("POST", "/vms/a/actions/start")
+    problem = await cloud.alice.fail("POST", "/vms/a/actions/start", status=409, code="conflict")
+    assert "the bytes of disk a-system were lost with its node" in problem["detail"]
+    assert "vm rebuild a" in problem["detail"]
+    await cloud.alice.end("POST", "/vms/a/actions/rebuild", {})
     assert (await cloud.alice.get("/vms/a"))["status"]["addresses"] == vm["status"]["addresses"]
     await cloud.alice.end("DELETE", "/vms/a")
     assert [row["name"] for row in await cloud.alice.list("/nics")] == ["loose"]
+
+
+async def test_a_vm_does_not_find_an_empty_disk_where_one_was_lost_with_its_node(cloud: Cloud) -> None:
+    """Its system disk is in a pool, and goes on elsewhere; its data disk was a file of the node."""
+    node = await cloud.node("n1")
+    other = await cloud.node("n2")
+    await cloud.image()
+    await cloud.store.write(lambda tx: make_pool(tx, [node.id, other.id]))
+    vm = await cloud.admin.create("vms", "a", image="micro", disk_type="standard", node="n1")
+    await cloud.until(cloud.admin, f"/vms/{vm['id']}", "running")
+    await cloud.admin.create("disks", "data", size_mib=8)
+    await cloud.admin.end("POST", "/disks/data/actions/attach", {"vm": "a"})
+    await cloud.lose(node)
+    await cloud.admin.end("DELETE", "/nodes/n1?powered_off=true")
+    reason = (await cloud.admin.get("/vms/a"))["status"]["reason"]
+    assert "and disk data with it; detach that, then start it" in reason
+    for action, body in (("start", None), ("rebuild", {})):
+        problem = await cloud.admin.fail("POST", f"/vms/a/actions/{action}", body, status=409, code="conflict")
+        assert "the bytes of disk data were lost with its node; detach it first" in problem["detail"]
+    await cloud.admin.end("POST", "/disks/data/actions/detach")
+    problem = await cloud.admin.fail("POST", "/disks/data/actions/attach", {"vm": "a"}, status=409, code="conflict")
+    assert "its bytes with it; delete it and make another" in problem["detail"]
+    await cloud.admin.end("DELETE", "/disks/data")
+
+
+async def test_what_is_under_way_on_a_disk_that_is_lost_ends_at_once_and_its_snapshots_are_lost_too(
+    cloud: Cloud,
+) -> None:
+    node = await cloud.node("n1")
+    await cloud.image()
+    await cloud.alice.create("vms", "a", image="micro")
+    await cloud.alice.create("snapshots", "taken", disk="a-system")
+    await cloud.lose(node)
+    body = {"name": "late", "spec": {"disk": "a-system"}}
+    asked = [await cloud.alice.do("POST", "/snapshots", body), await cloud.alice.do("POST", "/vms/a/actions/stop")]
+    await cloud.admin.end("DELETE", "/nodes/n1?powered_off=true")
+    for operation in asked:
+        ended = await cloud.alice.get(f"/operations/{operation['operation']['id']}")
+        assert ended["state"] == "failed" and ended["error"]["code"] == "conflict", ended
+        assert "its node was removed as lost" in ended["error"]["message"]
+    for name in ("taken", "late"):
+        status = (await cloud.alice.get(f"/snapshots/{name}"))["status"]
+        assert status["state"] == "error" and "its bytes with it" in status["reason"], status
+        await cloud.alice.end("DELETE", f"/snapshots/{name}")
 
 
 async def test_reports_of_other_nodes_things_are_left_aside(cloud: Cloud) -> None:

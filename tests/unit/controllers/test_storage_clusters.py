@@ -7,63 +7,15 @@ from typing import Any
 import pytest
 
 from scloud.controllers.storage import controller
-from scloud.model.desired import DesiredStore, MgrDaemon, MonDaemon, OsdDaemon
+from scloud.model.desired import MgrDaemon, MonDaemon
 from scloud.model.errors import CloudError, ErrorKind
-from scloud.model.observed import Observed
-from scloud.reconcile.ceph import laggy
-from support.ceph import FakeCeph
 from support.cloud import Cloud
-from support.node import ScriptedNode
+from support.storage_clusters import deployed, devices, is_, look_at_once, shown, store_of, three_nodes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks follow one another at once."""
-    for name in ("SOON_S", "MOVING_S", "CALM_S", "AWAY_S"):
-        monkeypatch.setattr(controller, name, 0.02)
-
-
-async def three_nodes(cloud: Cloud, count: int = 3) -> tuple[FakeCeph, list[ScriptedNode]]:
-    nodes = [await cloud.node(f"n{number}") for number in range(1, count + 1)]
-    ceph = FakeCeph()
-    ceph.join(*nodes)
-    return ceph, nodes
-
-
-def devices(count: int = 2, nodes: int = 3, media: str = "ssd") -> list[dict[str, Any]]:
-    return [
-        {"node": f"n{node}", "path": f"/osd/{number}", "size_mib": 10240, "media": media}
-        for node in range(1, nodes + 1)
-        for number in range(count)
-    ]
-
-
-def store_of(node: ScriptedNode, cluster: str) -> DesiredStore:
-    item = node.objects[f"store/{cluster}.{node.id}"]
-    assert isinstance(item, DesiredStore)
-    return item
-
-
-async def deployed(cloud: Cloud, count: int = 3, per_node: int = 2) -> tuple[FakeCeph, list[ScriptedNode], str]:
-    ceph, nodes = await three_nodes(cloud, count)
-    made = await cloud.admin.create("storage-clusters", "c1", devices=devices(per_node, count))
-    return ceph, nodes, made["id"]
-
-
-async def shown(cloud: Cloud, true: Any, path: str = "/storage-clusters/c1") -> dict[str, Any]:
-    """The resource once something is so of it."""
-    seen: dict[str, Any] = {}
-
-    async def so() -> bool:
-        nonlocal seen
-        seen = await cloud.admin.get(path)
-        return bool(true(seen["status"]))
-
-    try:
-        await cloud.eventually(so)
-    except TimeoutError:
-        raise AssertionError(f"it never became so: {seen['status']}") from None
-    return seen
+    look_at_once(monkeypatch)
 
 
 async def test_a_cluster_is_deployed_and_each_node_has_a_key_of_its_own(cloud: Cloud) -> None:
@@ -81,7 +33,7 @@ async def test_a_cluster_is_deployed_and_each_node_has_a_key_of_its_own(cloud: C
         assert entry == {"key": store_of(node, id).client_key, "caps": {"mon": "profile rbd"}}
     # Nothing is left to be done: looking again and again changes nothing.
     before, looks = len(ceph.commands), ceph.looks
-    await cloud.eventually(_is(lambda: ceph.looks >= looks + 5))
+    await cloud.eventually(is_(lambda: ceph.looks >= looks + 5))
     assert ceph.commands[before:] == []
 
 
@@ -127,6 +79,18 @@ async def test_an_erasure_coded_pool_has_metadata_of_its_own(cloud: Cloud) -> No
     assert ceph.pools == {} and ceph.profiles == {"default"} and "scloud.wide.data" not in ceph.rules
 
 
+async def test_one_additional_chunk_is_warned_of_and_its_metadata_have_three_copies(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud, per_node=1)
+    pool = await cloud.admin.create("pools", "thin", cluster="c1", redundancy="ec:2+1")
+    assert (ceph.pools["scloud.thin"]["size"], ceph.pools["scloud.thin"]["min_size"]) == (3, 2)
+    (said,) = pool["status"]["conditions"]
+    assert said["name"] == "thin-redundancy" and "only while all 3 chunks are there" in said["message"]
+    # One that was made with two copies is brought to three.
+    ceph.pools["scloud.thin"] |= {"size": 2, "min_size": 1}
+    await cloud.eventually(is_(lambda: ceph.pools["scloud.thin"]["size"] == 3))
+    await cloud.eventually(is_(lambda: ceph.pools["scloud.thin"]["min_size"] == 2))
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -161,103 +125,6 @@ async def test_somebody_elses_pool_of_that_name_is_left_alone(cloud: Cloud) -> N
     assert ceph.pools["scloud.p"] == before
 
 
-async def test_a_device_is_added_and_removed_with_its_data_moved_away_first(cloud: Cloud) -> None:
-    ceph, nodes, id = await deployed(cloud)
-    await cloud.admin.end(
-        "POST", "/storage-clusters/c1/actions/device-add", {"node": "n1", "path": "/osd/new", "size_mib": 10240}
-    )
-    assert len(ceph.osds) == 7
-    await cloud.admin.create("pools", "p", cluster="c1")
-    ceph.moving = 40
-    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-remove", {"device": "n1:/osd/new"})
-    seen = await shown(cloud, lambda status: status["removing"])
-    assert list(seen["status"]["removing"].items()) == [("osd.6 (n1:/osd/new)", "40 objects left")]
-    await cloud.eventually(_is(lambda: ceph._osd(6)["in"] == 0))
-    assert len(ceph.osds) == 7
-    op = await cloud.admin.get(f"/operations/{asked['operation']['id']}")
-    assert (op["state"], op["message"]) == ("running", "40 objects left")
-    ceph.moving = 10
-    await shown(cloud, lambda status: "10 objects left" in next(iter(status["removing"].values())))
-    assert (await cloud.admin.get(f"/operations/{asked['operation']['id']}"))["progress"] == 75
-    ceph.moving = 0
-    await cloud.admin.wait(asked)
-    await nodes[0].until(lambda: len(store_of(nodes[0], id).daemons) == 4)
-    assert len(ceph.osds) == 6
-    assert [command for command in ceph.commands if command.startswith("osd purge")] == [
-        "osd purge id=6 force=True yes_i_really_mean_it=True"
-    ]
-
-
-async def test_a_removal_can_be_taken_back(cloud: Cloud) -> None:
-    ceph, _, _ = await deployed(cloud)
-    ceph.moving = 5
-    removal = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-remove", {"device": "osd.0"})
-    await shown(cloud, lambda status: status["removing"])
-    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-keep", {"device": "0"})
-    assert ceph._osd(0)["in"] == 1
-    await shown(cloud, lambda status: not status["removing"])
-    assert (await cloud.admin.get(f"/operations/{removal['operation']['id']}"))["state"] != "running"
-
-
-async def test_what_would_lose_redundancy_or_room_is_refused(cloud: Cloud) -> None:
-    ceph, _, _ = await deployed(cloud, per_node=1)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    problem = await cloud.admin.fail(
-        "POST", "/storage-clusters/c1/actions/device-remove", {"device": "osd.1"}, status=409, code="conflict"
-    )
-    assert "pool 'p' would lose redundancy" in problem["detail"] and "device replace" in problem["detail"]
-    problem = await cloud.admin.fail(
-        "POST", "/storage-clusters/c1/actions/node-remove", {"node": "n2"}, status=409, code="conflict"
-    )
-    assert "would lose redundancy" in problem["detail"]
-    await cloud.admin.end("DELETE", "/pools/p")
-    ceph.full = 0.6
-    await shown(cloud, lambda status: status["osds"][0]["used_mib"] > 6000)
-    problem = await cloud.admin.fail(
-        "POST", "/storage-clusters/c1/actions/device-remove", {"device": "osd.1"}, status=409, code="no_capacity"
-    )
-    assert "80% full" in problem["detail"]
-
-
-async def test_a_broken_device_is_replaced_by_an_empty_one(cloud: Cloud) -> None:
-    ceph, nodes, id = await deployed(cloud, per_node=1)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
-    ceph.dead.add(old)
-    ceph.moving = 3  # what it had is missing, and there is no fourth host for it
-    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
-    assert old not in ceph.osds and len(ceph.osds) == 3
-    (fresh,) = [daemon for daemon in store_of(nodes[1], id).daemons if isinstance(daemon, OsdDaemon)]
-    assert fresh.uuid != old and fresh.path == "/osd/0" and ceph.osds[fresh.uuid]["up"]
-
-
-async def test_a_device_that_cannot_be_drained_goes_when_all_others_are_whole(cloud: Cloud) -> None:
-    ceph, _, _ = await deployed(cloud, per_node=1)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    ceph.moving = 3
-    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
-    seen = await shown(cloud, lambda status: status["removing"])
-    assert "every other copy is whole" in str(seen["status"]["removing"])
-    looks = ceph.looks
-    await cloud.eventually(_is(lambda: ceph.looks > looks + 4))
-    assert len(ceph.osds) == 3 and not [command for command in ceph.commands if command.startswith("osd out")]
-    ceph.moving = 0
-    await cloud.admin.wait(asked)
-    assert len(ceph.osds) == 3
-
-
-async def test_a_device_with_room_beside_it_is_drained_before_it_is_replaced(cloud: Cloud) -> None:
-    ceph, _, _ = await deployed(cloud, count=4, per_node=1)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    ceph.moving = 3
-    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": "n2:/osd/0"})
-    await shown(cloud, lambda status: "3 objects left" in str(status["removing"]))
-    ceph.moving = 0
-    await cloud.admin.wait(asked)
-    kinds = [command.split(" ")[1] for command in ceph.commands if command.startswith(("osd out", "osd purge"))]
-    assert kinds == ["out", "purge"] and len(ceph.osds) == 4
-
-
 async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: Cloud) -> None:
     ceph, nodes, id = await deployed(cloud, count=4, per_node=1)
     await cloud.admin.create("pools", "p", cluster="c1")
@@ -266,10 +133,10 @@ async def test_a_node_leaves_with_its_daemons_and_another_takes_its_part(cloud: 
     assert nodes[0].id not in spec["nodes"] and len(spec["monitors"]) == 3 and len(spec["devices"]) == 3
     assert any(isinstance(daemon, MonDaemon) for daemon in store_of(nodes[3], id).daemons)
     assert any(isinstance(daemon, MgrDaemon) for daemon in store_of(nodes[2], id).daemons)
-    await cloud.eventually(_is(lambda: ceph.monitors == {"n2", "n3", "n4"}))
-    await cloud.eventually(_is(lambda: not {"client.scloud-n1", "mgr.n1"} & ceph.auth.keys()))
-    await cloud.eventually(_is(lambda: f"store/{id}.{nodes[0].id}" not in nodes[0].objects))
-    await cloud.eventually(_is(lambda: "n1" not in ceph.places))
+    await cloud.eventually(is_(lambda: ceph.monitors == {"n2", "n3", "n4"}))
+    await cloud.eventually(is_(lambda: not {"client.scloud-n1", "mgr.n1"} & ceph.auth.keys()))
+    await cloud.eventually(is_(lambda: f"store/{id}.{nodes[0].id}" not in nodes[0].objects))
+    await cloud.eventually(is_(lambda: "n1" not in ceph.places))
     await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-add", {"node": "n1"})
     assert "client.scloud-n1" in ceph.auth
 
@@ -289,13 +156,6 @@ async def test_the_only_monitor_is_not_stopped_before_its_successor_leads(cloud:
     assert "the last of cluster" in problem["detail"]
     await cloud.admin.end("POST", "/storage-clusters/c1/actions/node-add", {"node": "n1"})
     await shown(cloud, lambda status: status["state"] == "ready")
-
-
-def _is(true: Any) -> Any:
-    async def asked() -> bool:
-        return bool(true())
-
-    return asked
 
 
 async def test_disks_of_a_node_that_leaves_are_looked_after_by_another(cloud: Cloud) -> None:
@@ -324,65 +184,6 @@ async def test_maintenance_concerns_one_host_and_settings_all(cloud: Cloud) -> N
     assert ceph.config["osd", "osd_deep_scrub_interval"] == "259200.0"
 
 
-async def test_damage_is_shown_with_its_objects_and_repaired(cloud: Cloud) -> None:
-    ceph, _, _ = await deployed(cloud)
-    pool = await cloud.admin.create("pools", "p", cluster="c1")
-    assert pool["spec"]["rados_name"] == "scloud.p"
-    ceph.log = ["2.1 shard 3 soid 2:8a7c9e11:::rbd_data.10ab.0000:head : candidate had a read error"]
-    ceph.inconsistent = ["2.1"]
-    await shown(cloud, lambda status: status["inconsistent"] == ["2.1"])
-    status = (await cloud.admin.get("/storage-clusters/c1"))["status"]
-    assert status["inconsistent_objects"] == {"2.1": ["rbd_data.10ab.0000"]}
-    bad = {"placement_groups": ["2.2"]}
-    await cloud.admin.fail("POST", "/storage-clusters/c1/actions/repair", bad, status=422, code="invalid")
-    await cloud.admin.end("POST", "/storage-clusters/c1/actions/repair", {})
-    await shown(cloud, lambda status: status["inconsistent"] == [])
-    await cloud.admin.end("POST", "/storage-clusters/c1/actions/deep-scrub", {"pools": ["p"]})
-    assert ceph.commands[-1] == "osd pool deep-scrub who=['scloud.p']"
-
-
-async def test_placement_groups_that_wait_for_a_lease_are_told_of_and_made_to_begin_anew(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ceph, _, _ = await deployed(cloud)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    ceph.laggy = {"2.1": 1, "2.3": 1, "2.5": 0}
-    waits = await shown(cloud, lambda status: any(item["name"] == "paused" for item in status["conditions"]))
-    said = next(item["message"] for item in waits["status"]["conditions"] if item["name"] == "paused")
-    assert said.startswith("3 placement groups answer nobody, after a pause of osd.0, osd.1: reads and writes of some")
-    assert not any(command.startswith("osd down") for command in ceph.commands)
-    monkeypatch.setattr(laggy, "STUCK_S", 0.1)
-    await shown(cloud, lambda status: not any(item["name"] == "paused" for item in status["conditions"]))
-    assert sorted(command for command in ceph.commands if command.startswith("osd down")) == [
-        "osd down ids=['0']",
-        "osd down ids=['1']",
-    ]
-
-
-async def test_a_device_that_vanishes_while_it_is_added_ends_in_its_reason(cloud: Cloud) -> None:
-    ceph, nodes, _ = await deployed(cloud)
-    usual = nodes[0].stores
-
-    def vanished(item: DesiredStore) -> Observed:
-        said = usual(item)
-        if not any(isinstance(daemon, OsdDaemon) and daemon.path == "/dev/sdz" for daemon in item.daemons):
-            return said
-        reason = "there is no device /dev/sdz on this node"
-        return said.model_copy(update={"state": "error", "reason": reason})
-
-    nodes[0].stores = vanished  # type: ignore[method-assign]
-    add = ("POST", "/storage-clusters/c1/actions/device-add", {"node": "n1", "path": "/dev/sdz"})
-    ceph.broken.add("/dev/sdz")
-    op = await cloud.admin.end(*add, state="failed")
-    assert "no device /dev/sdz" in op["message"] and "device remove" in op["message"]
-    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-remove", {"device": "n1:/dev/sdz"})
-    assert len((await cloud.admin.get("/storage-clusters/c1"))["spec"]["devices"]) == 6
-    nodes[0].stores = usual  # type: ignore[method-assign]
-    ceph.broken.clear()
-    await cloud.admin.end(*add)
-    assert len(ceph.osds) == 7
-
-
 async def test_who_asks_for_a_fresh_look_gets_one(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     ceph, _, _ = await deployed(cloud)
     for name in ("SOON_S", "MOVING_S", "CALM_S"):
@@ -395,21 +196,6 @@ async def test_who_asks_for_a_fresh_look_gets_one(cloud: Cloud, monkeypatch: pyt
     assert (await cloud.admin.get("/storage-clusters/c1"))["status"]["observed_at"] == before
     seen = await cloud.admin.get("/storage-clusters/c1", fresh=True)
     assert seen["status"]["observed_at"] > before and ceph.looks == looks + 1
-
-
-async def test_a_damaged_object_is_named_by_its_disk(cloud: Cloud) -> None:
-    ceph, nodes, _ = await deployed(cloud)
-    await cloud.admin.create("pools", "p", cluster="c1")
-    await cloud.admin.create("disk-types", "t", pool="p")
-    disk = await cloud.alice.create("disks", "accounts", size_mib=64, type="t")
-    for node in nodes:
-        node.answers["pool_owners"] = lambda params: dict.fromkeys(params["objects"], (f"disk/{disk['id']}", 8))
-    ceph.log = ["1.3 shard 2 soid 1:8a7c9e11:::rbd_data.ab.02:head : candidate had a read error"]
-    ceph.inconsistent = ["1.3"]
-    seen = (await shown(cloud, lambda status: status["damaged"]))["status"]
-    assert seen["damaged"] == {"rbd_data.ab.02": "disk accounts, from 8 MiB on"}
-    (said,) = [item["message"] for item in seen["conditions"] if item["name"] == "rot"]
-    assert "disk accounts" in said and "scloud storage-cluster repair c1" in said
 
 
 async def test_a_pool_near_full_takes_nothing_new_and_says_so_before(cloud: Cloud) -> None:
@@ -451,7 +237,7 @@ async def test_a_node_that_does_not_answer_is_passed_over(cloud: Cloud) -> None:
     for node in nodes[:2]:
         working, node.answers["ceph_command"] = node.answers["ceph_command"], deaf
         looks = ceph.looks
-        await cloud.eventually(_is(lambda looks=looks: ceph.looks > looks + 3))
+        await cloud.eventually(is_(lambda looks=looks: ceph.looks > looks + 3))
         node.answers["ceph_command"] = working
     status = (await cloud.admin.get("/storage-clusters/c1"))["status"]
     assert status["state"] == "ready"
@@ -487,10 +273,29 @@ async def test_a_deletion_ends_though_a_node_is_dead(cloud: Cloud) -> None:
     asked = await cloud.admin.do("DELETE", "/storage-clusters/c1")
     await shown(cloud, lambda status: status["reason"].startswith("waiting for n3"))
     cloud.clock.advance(3600)
-    await cloud.admin.wait(asked)
+    op = await cloud.admin.wait(asked)
+    assert op["message"].startswith("deleted; waiting for n3") and "its ports stay reserved" in op["message"]
+    assert "address" not in op["message"]
     assert await cloud.admin.list("/storage-clusters") == [] and len(cloud.rows("resource", id=id)) == 1
     await cloud.admin.end("DELETE", "/nodes/n3?force=true")
     await cloud.until_gone(id)
+
+
+async def test_a_pool_goes_out_of_sight_with_its_cluster(cloud: Cloud) -> None:
+    ceph, nodes, id = await deployed(cloud)
+    pool = await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.silent = True
+    of_pool = await cloud.admin.do("DELETE", "/pools/p")
+    await cloud.lose(nodes[2])
+    asked = await cloud.admin.do("DELETE", "/storage-clusters/c1")
+    await shown(cloud, lambda status: status["reason"].startswith("waiting for n3"))
+    cloud.clock.advance(3600)
+    await cloud.admin.wait(asked)
+    await cloud.eventually(is_(lambda: cloud.rows("operation", id=of_pool["operation"]["id"])[0]["finished_at"]))
+    assert await cloud.admin.list("/pools") == [] and len(cloud.rows("resource", id=pool["id"])) == 1
+    await cloud.admin.end("DELETE", "/nodes/n3?force=true")
+    await cloud.until_gone(id)
+    assert cloud.rows("resource", id=pool["id"]) == []
 
 
 async def test_a_dead_node_that_is_removed_is_purged_from_its_cluster(cloud: Cloud) -> None:
@@ -500,7 +305,7 @@ async def test_a_dead_node_that_is_removed_is_purged_from_its_cluster(cloud: Clo
     await cloud.admin.end("DELETE", "/nodes/n4?force=true")
     await shown(cloud, lambda status: len(status["osds"]) == 6)
     assert len((await cloud.admin.get("/storage-clusters/c1"))["spec"]["devices"]) == 6
-    await cloud.eventually(_is(lambda: "client.scloud-n4" not in ceph.auth and "n4" not in ceph.places))
+    await cloud.eventually(is_(lambda: "client.scloud-n4" not in ceph.auth and "n4" not in ceph.places))
 
 
 async def test_the_manager_may_die_at_any_moment(cloud: Cloud) -> None:
@@ -566,64 +371,3 @@ async def test_audit_names_keys_of_nobody(cloud: Cloud) -> None:
     ceph.silent = True
     (silent,) = (await cloud.admin.get("/audit"))["findings"]
     assert silent["key"] == id and "did not say" in silent["message"]
-
-
-# --- adopted
-
-
-KEY = "AQBSdFhnAAAAABAAQ1ihzvQ8gmv7PCPDBNPIBA=="
-OTHER_KEY = "AQBSdFhnAAAAABAAQ1ihzvQ8gmv7PCPDBNPIBB=="
-CONF = "[global]\nfsid = 941620dc-12d4-4ca1-895e-b8740192dcf8\nmon host = [v2:10.0.0.1:3300]\n"
-
-
-def keyring(key: str) -> str:
-    return f'[client.admin]\n\tkey = {key}\n\tcaps mon = "allow *"\n'
-
-
-async def adopted(cloud: Cloud) -> FakeCeph:
-    node = await cloud.node("n1")
-    ceph = FakeCeph(admin_key=KEY)
-    for number in range(3):
-        uuid = f"uuid-{number}"
-        osd = {"osd": number, "uuid": uuid, "in": 1, "up": 1, "class": "hdd", "host": f"h{number}", "fixed": True}
-        ceph.osds[uuid] = osd
-        ceph.places[f"h{number}"] = {"host": f"h{number}"}
-    ceph.join(node)
-    return ceph
-
-
-async def test_a_cluster_is_adopted_and_nothing_of_it_is_changed_but_our_keys(cloud: Cloud) -> None:
-    ceph = await adopted(cloud)
-    spec = {"mode": "adopted", "conf": CONF, "keyring": keyring(KEY)}
-    made = await cloud.admin.create("storage-clusters", "old", **spec)
-    assert made["status"]["state"] == "ready" and len(made["status"]["osds"]) == 3
-    assert [command.split(" ")[:2] for command in ceph.commands] == [["auth", "import"]]
-    assert KEY not in str(await cloud.admin.get("/storage-clusters/old"))
-    await cloud.admin.create("pools", "p", cluster="old", media="hdd")
-    assert "scloud.p" in ceph.pools
-    problem = await cloud.admin.fail(
-        "POST", "/storage-clusters/old/actions/device-remove", {"device": "osd.0"}, status=409, code="conflict"
-    )
-    assert "was adopted" in problem["detail"]
-    await cloud.admin.end("DELETE", "/pools/p")
-    await cloud.admin.end("DELETE", "/storage-clusters/old")
-    assert "client.scloud-n1" not in ceph.auth and len(ceph.osds) == 3
-
-
-async def test_a_wrong_key_or_silent_monitors_fail_the_adoption(cloud: Cloud) -> None:
-    ceph = await adopted(cloud)
-    for name, key, silent, said in (
-        ("wrong", OTHER_KEY, False, "does not take the key"),
-        ("silent", KEY, True, "no monitor of the conf answers"),
-    ):
-        ceph.silent = silent
-        spec = {"mode": "adopted", "conf": CONF, "keyring": keyring(key)}
-        op = await cloud.admin.end("POST", "/storage-clusters", {"name": name, "spec": spec}, state="failed")
-        assert said in op["message"]
-        status = (await cloud.admin.get(f"/storage-clusters/{name}"))["status"]
-        assert status["state"] == "error" and said in status["reason"]
-        assert ceph.commands == [] and ceph.auth == {}
-        body = {"name": "p", "spec": {"cluster": name}}
-        problem = await cloud.admin.fail("POST", "/pools", body, status=409, code="conflict")
-        assert said in problem["detail"]
-        await cloud.admin.end("DELETE", f"/storage-clusters/{name}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from scloud.link import pki
 from scloud.link.channel import Channel, dial, listen, serve
@@ -142,3 +145,37 @@ def test_a_bad_request_is_refused(authority: Authority, text: str) -> None:
 async def test_an_unreachable_manager_is_an_oserror(authority: Authority) -> None:
     with pytest.raises(OSError):
         await dial("127.0.0.1", 1, authority.node_context("nod-1"), timeout_s=1)
+
+
+@pytest.mark.parametrize("first_to_leave", ["node", "manager"])
+def test_a_connection_that_has_ended_is_freed_without_the_collector(authority: Authority, first_to_leave: str) -> None:
+    """On the manager's event loop: its collector does not look at what is old."""
+    lost: list[weakref.ref[Channel]] = []
+
+    async def run() -> None:
+        left = asyncio.Event()
+
+        async def handler(channel: Channel) -> None:
+            lost.append(weakref.ref(channel))
+            await channel.receive(first_message)
+            if first_to_leave == "node":
+                assert await channel.read() == b""
+            left.set()
+
+        server = await serve(handler, listen("127.0.0.1", 0), authority.server_context)
+        port = server.sockets[0].getsockname()[1]
+        channel = await dial("127.0.0.1", port, authority.node_context("nod-1"))
+        await channel.send(StreamHello(stream="x"))
+        if first_to_leave == "manager":
+            assert await channel.read() == b""
+        await channel.close()
+        await left.wait()
+        server.close()
+        await server.wait_closed()
+
+    gc.disable()
+    try:
+        uvloop.run(run())
+        assert len(lost) == 1 and lost[0]() is None
+    finally:
+        gc.enable()

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from scloud.model.storage import Device, OsdStatus, PoolSpec, StorageClusterSpec, StorageClusterStatus
+from scloud.model.kinds import State
+from scloud.model.storage import Device, OsdStatus, PoolSpec, Recovery, StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph import auth, devices, tuning
 from scloud.reconcile.ceph.auth import Entity
 from scloud.reconcile.ceph.commands import Command, waves
 from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished, waiting
 from scloud.reconcile.ceph.conf import read_adopted
-from scloud.reconcile.ceph.figures import fullness, pool_capacity, raw_factor
+from scloud.reconcile.ceph.figures import cluster_capacity, forecast, fullness, pool_capacity, raw_factor, sooner
 from scloud.reconcile.ceph.layout import Site, Spot
 from scloud.reconcile.ceph.pools import Wanted, rule_of
 from scloud.reconcile.ceph.pools import plan as plan_pool
-from scloud.reconcile.ceph.removal import refusal
+from scloud.reconcile.ceph.removal import no_room, refusal
 from scloud.reconcile.ceph.view import Check, OsdSeen, PoolSeen, Slow, View, damaged_objects, read, read_slow
 
 ANSWERS: dict[str, Any] = json.loads((Path(__file__).parent / "ceph_answers.json").read_text())
@@ -225,6 +226,46 @@ def test_removing_is_refused_for_want_of_domains_or_room_and_only_then() -> None
     assert refusal("c", [pool], short, short[:1], status, {"u2"}) is None
 
 
+def placed(host: int, number: int, used: int, **more: Any) -> OsdStatus:
+    place = {"host": f"n{host}"}
+    name = f"{host}.{number}"
+    plain = {"osd": 10 * host + number, "uuid": name, "node": "", "media": "ssd", "up": True, "total_mib": 100}
+    return OsdStatus.model_validate(plain | {"used_mib": used, "place": place} | more)
+
+
+def cluster(*osds: OsdStatus, degraded: int = 0) -> StorageClusterStatus:
+    return StorageClusterStatus(state=State.READY, osds=osds, recovery=Recovery(degraded=degraded))
+
+
+def test_what_leaves_a_device_must_fit_where_it_can_go() -> None:
+    three = [("p", PoolSpec(cluster="c", redundancy="replica:3"))]
+    pairs = cluster(*(placed(host, number, 60) for host in (1, 2, 3) for number in (0, 1)))
+    refused = no_room("c", three, pairs, {"1.0"})
+    assert refused is not None and refused.kind == "no_capacity"
+    assert "stay in host n1 have 100 MiB, and 120 MiB would be on them" in refused.message
+    # What needs not every host goes elsewhere, and there is room.
+    assert no_room("c", [("p", PoolSpec(cluster="c", redundancy="replica:2"))], pairs, {"1.0"}) is None
+    assert no_room("c", [], pairs, {"1.0"}) is None
+    # A host that goes altogether has its share go to each of the others, the small one too.
+    uneven = cluster(placed(1, 0, 40), placed(2, 0, 40), placed(3, 0, 40), placed(4, 0, 24, total_mib=50))
+    refused = no_room("c", three, uneven, {"1.0"})
+    assert refused is not None and "stay in host n4 have 50 MiB, and 48 MiB would be on them" in refused.message
+    # One that is dead and out has nothing to be moved away.
+    dead = placed(1, 0, 60, up=False, taken_in=False)
+    assert no_room("c", three, cluster(dead, *pairs.osds[1:]), {"1.0"}) is None
+
+
+@pytest.mark.parametrize("seen", [{}, {"taken_in": False}, {"taken_in": False, "up": False}])
+def test_what_is_on_its_way_already_needs_room_too(seen: dict[str, bool]) -> None:
+    """Whether the first removal is seen in the cluster yet or not; and of a device that died and is rebuilt."""
+    two = [("p", PoolSpec(cluster="c", redundancy="replica:2"))]
+    osds = [placed(host, 0, 50) for host in (1, 2, 3, 4)]
+    assert no_room("c", two, cluster(*osds), {"1.0"}) is None
+    osds[0] = placed(1, 0, 50, **seen)
+    refused = no_room("c", two, cluster(*osds, degraded=9), {"2.0"}, {"1.0"})
+    assert refused is not None and refused.kind == "no_capacity" and "100 MiB would be on them" in refused.message
+
+
 @pytest.mark.parametrize(
     ("used", "accepted", "accepts", "names"),
     [
@@ -250,9 +291,42 @@ def test_a_pool_is_as_full_as_its_fullest_device(used: float, accepted: bool, ac
 
 def test_capacity_is_as_users_see_it() -> None:
     seen = PoolSeen("p", 1, 3, 2, 8, 0, stored=3 << 20, available=7 << 20)
-    capacity = pool_capacity(seen, 20, [])
+    capacity = pool_capacity(PoolSpec(cluster="c"), View(), seen, 20, [])
     assert (capacity.total_mib, capacity.used_mib, capacity.available_mib, capacity.provisioned_mib) == (10, 3, 7, 20)
     assert (raw_factor("replica:3"), raw_factor("ec:4+2")) == (3.0, 1.5)
+
+
+def filled(*parts: float, media: str = "ssd") -> View:
+    """Devices of 1000 MiB."""
+    osds = tuple(
+        OsdSeen(number, str(number), True, True, media=media, total_kib=1000 << 10, used_kib=int(part * 1000) << 10)
+        for number, part in enumerate(parts)
+    )
+    used = sum(osd.used_kib for osd in osds) << 10
+    total = len(osds) * 1000 << 20
+    return View(osds=osds, total_bytes=total, used_bytes=used, available_bytes=total - used)
+
+
+def test_the_forecast_is_of_the_fullest_device() -> None:
+    history = [(hour * 3600.0, hour * 10) for hour in range(48)]  # 240 MiB a day
+    capacity = cluster_capacity(filled(0.5, 0.6), 0, history)
+    # All fill alike: 1100 MiB are used, of which 0.85/0.6 and 0.95/0.6 can be.
+    assert (capacity.refused_in_days, capacity.full_in_days) == (1.9, 2.7)
+    assert forecast(capacity) == "; at this rate new disks are refused in 1.9 days and all writes wait in 2.7 days"
+    assert forecast(cluster_capacity(filled(0.5, 0.6), 0, [])) == ""
+    late = cluster_capacity(filled(0.5, 0.9), 0, history)
+    assert late.refused_in_days == 0 and "refused" not in forecast(late) and "all writes wait in" in forecast(late)
+
+    seen = PoolSeen("p", 1, 3, 2, 8, 0, stored=300 << 20, available=200 << 20)
+    spec = PoolSpec(cluster="c")
+    own = pool_capacity(spec, filled(0.75, 0.5), seen, 0, history)
+    # Half of what can be written until 95 % can be until 85 %.
+    assert (own.refused_in_days, own.full_in_days) == (0.4, 0.8)
+    shared = sooner(own, capacity.model_copy(update={"refused_in_days": None, "full_in_days": 0.5}))
+    assert (shared.refused_in_days, shared.full_in_days) == (0.4, 0.5)
+    for used, name in ((0.81, "filling-up"), (0.86, "near-full")):
+        _, (said,) = fullness(spec, filled(used), seen, 0.8, True, forecast(own))
+        assert said.name == name and forecast(own) in said.message
 
 
 def test_what_recovers_gives_way_as_asked() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scloud.model.desired import DesiredDisk, DesiredPort, DesiredSnapshot
 from scloud.model.snapshots import DiskLimits
 from scloud.reconcile.disk import (
+    ClearDisk,
     CreateDisk,
     DeleteDisk,
     DeleteSnapshot,
@@ -20,6 +21,7 @@ from scloud.reconcile.disk import (
     DiskUse,
     Flatten,
     LimitDisk,
+    MendDisk,
     ResizeDisk,
     RollBack,
     TakeSnapshot,
@@ -223,3 +225,23 @@ def test_the_view_has_local_nics_with_a_tap_and_remote_ones_and_nothing_absent()
     view = node_view(items, "me", {"port/nic-1": 10, "port/nic-4": 11}, "1.1.1.1", 1)
     assert [(item.port.id, item.ofport, item.zone) for item in view.local] == [("nic-1", 10, 10)]
     assert [item.port.id for item in view.remote] == ["nic-3"]
+
+
+def test_a_disk_is_gone_or_done_only_when_nothing_is_left_of_what_was_being_removed() -> None:
+    absent = disk_plan(disk(absent=True), None, DiskUse(), remains=True)
+    assert absent.action == DeleteDisk() and (absent.observed.state, absent.observed.settled) == ("working", False)
+    gone = disk_plan(disk(absent=True), None, DiskUse())
+    assert gone.action is None and (gone.observed.state, gone.observed.settled) == ("absent", True)
+    anew = disk_plan(disk(incarnation=1), DiskHere(100, 0, 1), DiskUse(), remains=True)
+    assert anew.action == ClearDisk() and (anew.observed.state, anew.observed.settled) == ("ready", False)
+    stale = disk_plan(disk(incarnation=1), DiskHere(100, 0, 0), DiskUse(), remains=True)
+    assert isinstance(stale.action, CreateDisk), "the new one is made before the old one goes"
+
+
+@pytest.mark.parametrize("here", [DiskHere(100, None, 0), DiskHere(100, 10, 0, abandoned=True)])
+def test_a_disk_that_no_vm_has_is_mended_and_nobody_waits_for_it(here: DiskHere) -> None:
+    plan = disk_plan(disk(), here, DiskUse())
+    assert plan.action == MendDisk() and plan.observed.settled and plan.observed.used_mib == here.used_mib
+    for use in (DiskUse(open_by="vm-1", wanted_by="vm-1", told_mib=100), DiskUse(wanted_by="vm-1")):
+        assert disk_plan(disk(), here, use).action is None
+    assert disk_plan(disk(size_mib=200), here, DiskUse()).action == ResizeDisk(200), "what is asked for comes first"

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from scloud.model.migrations import Migration, MoveSeen
-from scloud.reconcile.migration import Ask, Copy, Moved, Stays, Wait, judge, without_source, without_target
+from scloud.model.migrations import DiskCopy, Migration, MoveSeen
+from scloud.reconcile.migration import (
+    Ask,
+    Copy,
+    Moved,
+    Stays,
+    Wait,
+    judge,
+    without_both,
+    without_source,
+    without_target,
+)
 
 MOVE = Migration(number=3, source="a", target="b", phase="copying", address="192.0.2.1:9")
 
@@ -68,6 +78,27 @@ def test_when_the_target_is_dead_the_source_keeps_only_what_it_knows_to_be_its_o
     assert isinstance(without_target(at(source_seen=source("stays"))), Stays)
     for ended in ("left", "held", "gone"):
         assert without_target(at(source_seen=source(ended))) == Moved(), "it may have run there: it is recovered"
+
+
+COPIES = (DiskCopy(disk="d", size_mib=8),)
+
+
+def test_disks_that_are_there_twice_wait_for_whoever_can_say_which_count() -> None:
+    """The target may have died with half a copy, or with what the guest has written since."""
+    for ended in ("held", "gone"):
+        unsure = at(copies=COPIES, source_seen=source(ended), asked=1)
+        assert without_target(unsure) == Wait()
+        assert isinstance(without_target(unsure, removed=True), Stays), "the source's are all there is"
+    assert without_target(at(copies=COPIES, source_seen=source("left"))) == Moved(), "the source knows"
+    assert isinstance(without_target(at(copies=COPIES, source_seen=source("stays"))), Stays)
+
+
+def test_when_both_are_dead_disks_in_pools_are_recovered_and_copied_ones_wait() -> None:
+    assert isinstance(without_both(MOVE), Stays)
+    assert without_both(at(copies=COPIES)) == Ask()
+    assert without_both(at(copies=COPIES, asked=1)) == Wait()
+    assert without_both(at(copies=COPIES, asked=1, target_seen=target("arrived", asked=1))) == Moved()
+    assert isinstance(without_both(at(copies=COPIES, asked=1), removed=True), Stays)
 
 
 SEEN = (None, "ready", "arriving", "complete", "arrived")

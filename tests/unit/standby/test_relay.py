@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from scloud.link.channel import listen
-from scloud.standby.relay import NOBODY_LEADS, Address, Relay
+from scloud.standby.relay import Address, Relay, TurnAway, apologise
 
 Running = asyncio.Task[None]
 
@@ -21,12 +21,16 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
+async def hang_up(accepted: socket.socket) -> None:
+    accepted.close()
+
+
 @asynccontextmanager
 async def relay(
-    target: list[Address | None], apology: bytes = b""
+    target: list[Address | None], turn_away: TurnAway = hang_up
 ) -> AsyncIterator[tuple[Address, asyncio.Task[None]]]:
     with listen("127.0.0.1", 0) as listener:
-        running = asyncio.create_task(Relay(listener, lambda: target[0], apology).run())
+        running = asyncio.create_task(Relay(listener, lambda: target[0], turn_away).run())
         try:
             yield listener.getsockname(), running
         finally:
@@ -51,7 +55,7 @@ async def test_nobody_leads_and_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         closed = gone.getsockname()
     for target in (None, closed):
-        async with relay([target], NOBODY_LEADS) as (address, _):
+        async with relay([target], apologise) as (address, _):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             answer = await reader.read()

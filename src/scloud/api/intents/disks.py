@@ -258,6 +258,8 @@ def flatten(tx: Tx, account: str, ref: str) -> dict[str, Any]:
     spec = disk.spec_as(DiskSpec)
     if spec.flattened or (spec.snapshot is None and spec.image is None) or disk.node is None:
         return accepted(begin_and_end(tx, "disk.flatten", disk, "it depends on nothing"), disk)
+    if spec.pool is not None:
+        serving.check_pool(tx, spec.pool)  # what it shared until now becomes bytes of its own
     return _change(tx, disk, "disk.flatten", spec.model_copy(update={"flattened": True}), "being flattened")
 
 

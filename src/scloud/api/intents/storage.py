@@ -207,9 +207,9 @@ def change_cluster(tx: Tx, ref: str, ask: StorageClusterPatch) -> dict[str, Any]
 
 
 def delete_cluster(tx: Tx, ref: str) -> dict[str, Any]:
-    """Refused while pools are in it; from any state."""
+    """Refused while pools are in it that are not being deleted; from any state."""
     row = get(tx, Kind.STORAGE_CLUSTER, ref, SYSTEM)
-    refuse_if_used(tx, row)
+    refuse_if_used(tx, row, ignore=[pool.row.id for pool in rows.pools_of(tx, row.id) if pool.leaving])
     op = begin(tx, "storage-cluster.delete", row)
     if row.state != State.DELETING:
         status = row.status_as(StorageClusterStatus).model_copy(

@@ -12,9 +12,9 @@ from scloud.api.storage_schemas import DeviceAsk, DeviceReplace, RepairAsk, Scru
 from scloud.controllers.storage import members, rows
 from scloud.model.errors import CloudError, ErrorKind, invalid
 from scloud.model.kinds import Kind
-from scloud.model.storage import Device, StorageClusterSpec, StorageClusterStatus
+from scloud.model.storage import Device, PoolSpec, StorageClusterSpec, StorageClusterStatus, copies_of
 from scloud.reconcile.ceph import layout
-from scloud.reconcile.ceph.removal import refusal
+from scloud.reconcile.ceph.removal import no_room, refusal
 from scloud.store import secrets
 from scloud.store.database import Tx
 from scloud.store.operations import Operation
@@ -73,20 +73,40 @@ def _check(tx: Tx, row: Resource, spec: StorageClusterSpec, leaving: list[Device
     """CONFLICT or NO_CAPACITY, with the reason, if the pools could not do without these devices."""
     uuids = {device.uuid for device in leaving}
     rest = spec.model_copy(update={"devices": tuple(d for d in spec.devices if d.uuid not in uuids)})
-    pools = [(pool.row.name, pool.spec) for pool in rows.pools_of(tx, row.id) if not pool.leaving]
+    kept = rows.in_place(tx, row, spec)
+    have = [device.model_copy(update={"out": False}) if device.uuid in kept else device for device in spec.devices]
     refused = refusal(
         row.name,
-        pools,
-        rows.spots_of(tx, row),
+        _pools(tx, row),
+        rows.spots_of(tx, row, spec.model_copy(update={"devices": tuple(have)})),
         rows.spots_of(tx, row, rest),
-        row.status_as(StorageClusterStatus),
+        _filled(row, spec),
         uuids,
+        _going(tx, row, spec),
     )
     if refused is not None:
         raise refused
 
 
+def _pools(tx: Tx, row: Resource) -> list[tuple[str, PoolSpec]]:
+    return [(pool.row.name, pool.spec) for pool in rows.pools_of(tx, row.id) if not pool.leaving]
+
+
+def _filled(row: Resource, spec: StorageClusterSpec) -> StorageClusterStatus:
+    """What the cluster told, without the devices that nothing is on any more."""
+    status = row.status_as(StorageClusterStatus)
+    wiped = {device.uuid for device in spec.devices if device.drained}
+    return status.model_copy(update={"osds": tuple(osd for osd in status.osds if osd.uuid not in wiped)})
+
+
+def _going(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
+    """Devices that are being drained. One that is replaced in place keeps what it has until it is filled anew."""
+    out = {device.uuid for device in spec.devices if device.out and not device.drained}
+    return out - rows.in_place(tx, row, spec)
+
+
 def _leave(tx: Tx, op: Operation, row: Resource, spec: StorageClusterSpec, leaving: list[Device]) -> Answer:
+    members.take_over(tx, row.id, leaving, f"replaced by {op.action}")
     changed = [device.model_copy(update={"out": True, "replace_path": None, "operation": op.id}) for device in leaving]
     return accepted(op, save(tx, row, spec=spec.model_copy(update={"devices": _swap(spec.devices, changed)})))
 
@@ -102,6 +122,10 @@ def keep_device(tx: Tx, ref: str, text: str) -> Answer:
         raise CloudError(ErrorKind.CONFLICT, f"device {text} is empty and being wiped; add it anew when it is gone")
     op = begin(tx, "storage-cluster.device-keep", row)
     kept = device.model_copy(update={"out": False, "replace_path": None, "operation": op.id})
+    left = [other for other in spec.devices if other.node == device.node and other.out and other.uuid != device.uuid]
+    more = "; the other devices of its node go on being removed until they are kept, too" if left else ""
+    stays = f", and its node stays{more}" if device.node in spec.leaving else ""
+    members.take_over(tx, row.id, [device], f"taken back: the device is kept{stays}")
     leaving = tuple(node for node in spec.leaving if node != device.node)
     update = {"devices": _swap(spec.devices, [kept]), "leaving": leaving}
     return accepted(op, save(tx, row, spec=spec.model_copy(update=update)))
@@ -110,7 +134,8 @@ def keep_device(tx: Tx, ref: str, text: str) -> Answer:
 def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
     """Drain it as far as it can be read, forget it, and begin anew with an empty one in its place.
 
-    Nothing is refused for want of fault domains: the new device is to be where the old one was.
+    Nothing is refused for want of fault domains: the new device is to be where the old one was, and if the data have no
+    other place to go, it is filled from the other copies, which takes no room. What is drained first needs room.
     """
     row, spec = cluster_of(tx, ref)
     need_deployed(row, spec)
@@ -120,9 +145,31 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
     path = ask.path or device.path
     if any(other.node == device.node and other.path == path and other.uuid != device.uuid for other in spec.devices):
         raise invalid("path", f"is another device of this cluster: {path}")
+    changed = device.model_copy(update={"out": True, "replace_path": path})
+    after = spec.model_copy(update={"devices": _swap(spec.devices, [changed])})
+    if device.uuid in rows.in_place(tx, row, after):
+        _refuse_losing(tx, row, device)
+    else:
+        refused = no_room(row.name, _pools(tx, row), _filled(row, spec), {device.uuid}, _going(tx, row, spec))
+        if refused is not None:
+            raise refused
     op = begin(tx, "storage-cluster.device-replace", row)
-    changed = device.model_copy(update={"out": True, "replace_path": path, "operation": op.id})
+    members.take_over(tx, row.id, [device], f"replaced by {op.action}")
+    changed = changed.model_copy(update={"operation": op.id})
     return accepted(op, save(tx, row, spec=spec.model_copy(update={"devices": _swap(spec.devices, [changed])})))
+
+
+def _refuse_losing(tx: Tx, row: Resource, device: Device) -> None:
+    """CONFLICT if a device that cannot be drained has the only copy of something, and is alive."""
+    alive = any(osd.uuid == device.uuid and osd.up for osd in row.status_as(StorageClusterStatus).osds)
+    for name, pool in _pools(tx, row):
+        if alive and copies_of(pool.redundancy)[1] == 0 and pool.media in (None, device.media):
+            raise CloudError(
+                ErrorKind.CONFLICT,
+                f"pool '{name}' has one copy of everything, and what this device has of it has no other place to go: "
+                "it would be lost; add a device to another host first, or move the disks to a pool of more copies "
+                "(`scloud disk move`)",
+            )
 
 
 def add_node(tx: Tx, ref: str, node: str) -> Answer:

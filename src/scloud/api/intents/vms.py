@@ -209,7 +209,24 @@ def start(tx: Tx, account: str, ref: str) -> dict[str, Any]:
             f"vm '{vm.name}' cannot be started: its node {node.name} is being drained for maintenance; start it when "
             "it has another node, or the node is open again",
         )
+    _refuse_lost(tx, vm, system=True)
     return _change(tx, vm, "vm.start", State.STARTING, "starting", power="on", starts=spec.starts + 1, force_stop=False)
+
+
+def _refuse_lost(tx: Tx, vm: Resource, *, system: bool) -> None:
+    """CONFLICT if a disk's bytes were lost with its node: the VM would find an empty one. `system`: that one, too."""
+    disks, _nics = placement.attached(tx, vm)
+    for disk in (disk for disk in disks if disk.status_as(DiskStatus).lost):
+        if disk.spec_as(DiskSpec).system:
+            do = f"begin with an empty one (`scloud vm rebuild {vm.name}`), or delete the VM"
+            if not system:
+                continue
+        else:
+            do = f"detach it first (`scloud disk detach {disk.name}`)"
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"vm '{vm.name}' cannot run: the bytes of disk {disk.name} were lost with its node; {do}",
+        )
 
 
 def stop(tx: Tx, account: str, ref: str, force: bool) -> dict[str, Any]:
@@ -313,6 +330,7 @@ def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, 
     old = disk.spec_as(DiskSpec)
     if image.status_as(ImageStatus).size_mib > old.size_mib:
         raise invalid("image", f"needs {image.status_as(ImageStatus).size_mib} MiB, the disk has {old.size_mib}")
+    _refuse_lost(tx, vm, system=False)
     kept = [row.name for row in snapshots.of_disk(tx, disk.id)]
     if kept:
         raise CloudError(
@@ -325,7 +343,8 @@ def rebuild(tx: Tx, account: str, ref: str, image_ref: str | None) -> dict[str, 
     for row in (disk, vm):
         unrefer(tx, row.id, role="image")
         refer(tx, row.id, image.id, "image")
-    state = disk.status_as(DiskStatus).model_copy(update={"state": State.UPDATING, "reason": "being made anew"})
+    update = {"state": State.UPDATING, "reason": "being made anew", "lost": False}
+    state = disk.status_as(DiskStatus).model_copy(update=update)
     anew = {"image": image.id, "rebuilds": old.rebuilds + 1, "flattened": False, "rollback_to": None}
     save(tx, disk, spec=old.model_copy(update=anew), status=state)
     return _change(

@@ -12,7 +12,6 @@ from scloud.api.commands import AdminCommandDep
 from scloud.api.context import (
     Context,
     accepted,
-    begin,
     begin_and_end,
 )
 from scloud.api.intents import storage_pools
@@ -29,20 +28,18 @@ from scloud.api.schemas import (
     RefPath,
 )
 from scloud.api.storage_schemas import NodePatch
-from scloud.controllers import finishing, migration, serving
+from scloud.controllers import node_removal
 from scloud.controllers.ha.fencing import BMC_PASSWORD
 from scloud.controllers.relocation import drain, rebalance
-from scloud.controllers.storage.members import forget_node
-from scloud.model.errors import CloudError, ErrorKind, invalid
-from scloud.model.ha import PROFILES
+from scloud.model.errors import invalid
+from scloud.model.ha import LEAST_CHECK_S, LEAST_SILENCE_S, PROFILES, HaSettings
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import NodeStatus, Status
-from scloud.store import nodes as usage
 from scloud.store import operations, relocations, tokens
 from scloud.store import secrets as node_secrets
 from scloud.store.database import Tx
-from scloud.store.resources import SYSTEM, all_of, create, get, on_node, refer, refuse_if_used, remove, save, using
+from scloud.store.resources import SYSTEM, all_of, create, get, refer, refuse_if_used, remove, save
 
 nodes = router_for(Kind.NODE)
 add_reading(nodes, Kind.NODE)
@@ -149,44 +146,25 @@ async def change_node(ref: RefPath, body: NodePatch, command: AdminCommandDep) -
 async def remove_node(
     ref: RefPath,
     command: AdminCommandDep,
-    force: Annotated[bool, Query(description="also with VMs on it: they are lost with the node")] = False,
+    force: Annotated[bool, Query(description="it is lost: also with VMs on it, and what only it has goes")] = False,
+    powered_off: Annotated[
+        bool, Query(description="with `force`: its machine is off and stays off, so nothing has to be cut off first")
+    ] = False,
 ) -> Response:
-    """Take a node out of the cloud; refused while it has VMs or disks, unless it is dead and `force` says so."""
+    """Take a node out of the cloud; refused while it has VMs or disks, unless it is lost and `force` says so.
+
+    A lost node that may have disks of pools open is cut off from its storage first, and is out when that is certain.
+    """
 
     removed: list[str] = []
 
     def delete(tx: Tx) -> dict[str, object]:
         row = get(tx, Kind.NODE, ref, SYSTEM)
-        serving.leave_node(tx, row.id)
-        held = [item for kind in (Kind.VM, Kind.DISK, Kind.NIC) for item in on_node(tx, kind, row.id)]
-        users = [f"{item.kind} {item.name}" for item in held if item.kind != Kind.NIC and not item.gone]
-        users += [f"storage-cluster {item.name}" for item in using(tx, row.id, "store") if not item.gone]
-        if users and not force:
-            raise CloudError(
-                ErrorKind.IN_USE,
-                f"node '{row.name}' has {', '.join(users[:5])}; delete them, or use force if the node is lost",
-                users=users,
-            )
-        if row.id in command.context.manager.sessions and (held or users):
-            raise CloudError(
-                ErrorKind.CONFLICT, f"node '{row.name}' is alive; stop its agent before you declare it lost"
-            )
-        op = begin(tx, "node.delete", row)
-        for vm in migration.concerning(tx, row.id):
-            migration.node_lost(tx, vm, row.id, others=migration.nodes_of(vm), removed=True)
-        for item in held:
-            finishing.lost_with_node(tx, item)
-        relocations.forget_subject(tx, row.id)
-        for other in operations.open_for(tx, row.id):
-            if other.id != op.id:
-                operations.end(tx, other, operations.OperationState.CANCELLED, "the node was taken out of the cloud")
-        forget_node(tx, row.id)
-        usage.forget(tx, row.id)
-        tokens.revoke_all(tx, row.id)
-        ended = operations.end(tx, op, operations.OperationState.DONE, "removed")
-        remove(tx, row)
-        removed.append(row.id)
-        return accepted(ended, row)
+        alive = row.id in command.context.manager.sessions
+        op = node_removal.ask(tx, row, alive=alive, force=force, powered_off=powered_off)
+        if not op.open:
+            removed.append(row.id)
+        return accepted(op, row)
 
     response = await command.run(delete)
     for session in filter(None, map(command.context.manager.sessions.get, removed)):
@@ -242,9 +220,26 @@ def _patched(tx: Tx, spec: ClusterSpec, ask: ClusterPatchSpec) -> ClusterSpec:
             "spec.ha.lease_s",
             f"must be less than the {ha.detection_s:g} s after which a node counts as dead: its VMs end before",
         )
+    _refuse_restless(spec.ha, ha)
     for row in all_of(tx, Kind.STORAGE_CLUSTER):
         tx.touch(row.key)  # its nodes are told their lease with it
     return spec.model_copy(update={"ha": ha})
+
+
+def _refuse_restless(before: HaSettings, ha: HaSettings) -> None:
+    """Numbers with which a node that is well would be suspected between two heartbeats."""
+    if (ha.check_s, ha.misses) == (before.check_s, before.misses):
+        return
+    if ha.check_s < LEAST_CHECK_S:
+        raise invalid(
+            "spec.ha.check_s", f"must be at least {LEAST_CHECK_S:g}: nodes send a heartbeat every second, no more often"
+        )
+    if ha.check_s * ha.misses < LEAST_SILENCE_S:
+        raise invalid(
+            "spec.ha.misses",
+            f"{ha.misses} checks every {ha.check_s:g} s are {ha.check_s * ha.misses:g} s, and must be at least "
+            f"{LEAST_SILENCE_S:g} s: nodes send a heartbeat every second; raise misses or check_s",
+        )
 
 
 @clusters.delete("/{ref}", status_code=202, response_model=Accepted)

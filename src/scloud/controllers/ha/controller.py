@@ -12,23 +12,23 @@ import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
-from scloud.controllers import migration, node_state
+from scloud.controllers import migration, node_removal, node_state
 from scloud.controllers.directory import Directory
 from scloud.controllers.ha import recovery as moves
-from scloud.controllers.ha.fencing import Fencer, admit, keep_out
+from scloud.controllers.ha.fencing import Fencer, Note, admit, keep_out
+from scloud.controllers.ha.room import Reasons
 from scloud.controllers.placement import Loads
 from scloud.controllers.sessions import Session, Sessions
 from scloud.model.desired import DesiredDisk
 from scloud.model.errors import CloudError
 from scloud.model.ha import HaSettings, Incident, IncidentState, Moment
-from scloud.model.kinds import Kind, State
+from scloud.model.kinds import INCIDENT_PREFIX, Kind, State
 from scloud.model.specs import ClusterSpec, NodeSpec
 from scloud.model.statuses import NodeStatus
 from scloud.model.storage import StorageClusterSpec
 from scloud.reconcile.ha import detector
-from scloud.reconcile.ha.detector import Answers, Death, NodeView, ProbeOrder
+from scloud.reconcile.ha.detector import Answers, Death, NodeView, ProbeOrder, Round
 from scloud.reconcile.ha.recovery import stale
 from scloud.store import incidents, operations
 from scloud.store.database import Store, Tx
@@ -39,9 +39,11 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 AGAIN_S = 2.0
 """Until fencing that is not certain yet is tried again, and room is looked for again."""
+SPARING = 20.0
+"""After a look that kept the writer busy for long, so many times as long is waited: others write, too."""
+CALM_S = 60.0
 EVICT_S = 60.0
 PROBE_MORE_S = 5.0
-INCIDENT_PREFIX = "inc"
 LAST = "last sign of life"
 NEVER = "not heard since this manager leads; by now it should have connected"
 
@@ -73,11 +75,15 @@ class HaController:
         self._stale: set[str] | None = None
         """Of these nodes the views are to be read anew; None: of all."""
         self._memory: detector.Memory | None = None
-        self._results: dict[str, dict[str, Answers]] = {}
+        self._results: list[Round] = []
+        self._probes: set[asyncio.Task[None]] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._concerned: dict[str, str] = {}
+        self._reasons: defaultdict[str, Reasons] = defaultdict(Reasons)
+        self._took: dict[str, float] = {}
+        """By incident: seconds that the last look kept the writer busy."""
         self.conditions: tuple[tuple[str, str], ...] = ()
         """(node id, why nothing is done although it is missing)."""
 
@@ -115,9 +121,11 @@ class HaController:
                     log.exception("looking for lost nodes failed; it is tried again")
                 await asyncio.sleep(TICK_S)
         finally:
-            for task in list(self._tasks.values()):
+            tasks = [*self._tasks.values(), *self._probes]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._fencer.stop()
 
     async def _look(self) -> None:
         await self._refresh()
@@ -127,12 +135,14 @@ class HaController:
             self._memory = replace(self._memory, looked_at=now)
             return
         views = tuple([self._heard_of(view) for view in self._nodes.values()])
-        results, self._results = self._results, {}
+        results, self._results = self._results, []
         decision = detector.detect(now, views, self._memory, results)
         self._memory = decision.memory
         await self._tell(decision.conditions)
         for order in decision.probe:
-            asyncio.get_running_loop().create_task(self._probe(order), name=f"probe {order.node}")
+            task = asyncio.get_running_loop().create_task(self._probe(order), name=f"probe {order.node}")
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
         for death in decision.dead:
             session = self._sessions.get(death.node)
             if session is not None:
@@ -155,9 +165,12 @@ class HaController:
             return
         try:
             fresh = await self._store.read(lambda tx: _views(tx, stale))
+            going_on = await self._store.read(incidents.open_ones) if stale is None else []
         except BaseException:
             self._stale = None
             raise
+        for incident in going_on:  # one may have been begun by an administrator
+            self._deal_with(incident)
         least = min((detector.unspoken_s(view.settings) for view in fresh.values()), default=math.inf)
         if stale is None:
             self._nodes, self._unspoken_s = fresh, least
@@ -192,12 +205,15 @@ class HaController:
                 heard = await session.call(
                     "probe", limit, addresses=addresses, count=order.count, interval_s=order.interval_s
                 )
+                return Answers({str(address): int(count) for address, count in heard.items()})
             except CloudError as error:
                 return Answers(failed=error.message)
-            return Answers({str(address): int(count) for address, count in heard.items()})
+            except Exception as error:  # the round has to end: a node that is being probed is not judged otherwise
+                log.exception("probing node %s from node %s failed", order.node, prober)
+                return Answers(failed=f"a prober's answer was of no use: {error!r}")
 
         answers = await asyncio.gather(*(ask(prober, pairs) for prober, pairs in order.asks.items()))
-        self._results[order.node] = dict(zip(order.asks, answers, strict=True))
+        self._results.append(Round(order, dict(zip(order.asks, answers, strict=True))))
 
     async def _declare(self, death: Death, now: float) -> Incident | None:
         """The verdict, with all that led to it."""
@@ -262,15 +278,26 @@ class HaController:
                 if found is None or not found.open:
                     return
                 self._concerned |= {item.vm: found.id for item in found.vms}
-                calm = found.state is IncidentState.RECOVERED
                 try:
-                    async with asyncio.timeout(60.0 if calm else AGAIN_S):
+                    async with asyncio.timeout(self._pause(found)):
                         await woken.wait()
                 except TimeoutError:
                     pass
         finally:
             self._woken.pop(incident.id, None)
+            self._fencer.forget(incident.id)
+            self._reasons.pop(incident.id, None)
+            self._took.pop(incident.id, None)
             self._concerned = {vm: id for vm, id in self._concerned.items() if id != incident.id}
+
+    def _pause(self, incident: Incident) -> float:
+        """Seconds until it is looked at again though nothing has happened."""
+        if moves.unfinished(incident):
+            return 0.0
+        if incident.state is not IncidentState.RECOVERED:
+            return max(AGAIN_S, min(self._took.get(incident.id, 0.0) * SPARING, CALM_S))
+        look = self._fencer.look_in(incident)
+        return CALM_S if look is None else min(max(look, AGAIN_S), CALM_S)
 
     async def _step(self, id: str) -> Incident | None:
         incident = await self._store.read(lambda tx: incidents.find(tx, id))
@@ -288,25 +315,40 @@ class HaController:
                 return incident  # it is about to be let in
             if not incident.attempted:
                 incident = await self._store.write(lambda tx: _attempt(tx, id))
-            await self._fence(incident)
-        loads = self._loads()
-        return await self._store.write(lambda tx: _recover(tx, id, loads))
+        if incident.attempted and node not in self._sessions:
+            await self._fencer.advance(incident, self._noting(id))
+        found = await self._store.write(self._recovering(id, self._loads()))
+        if found is None or not found.removing or moves.unfinished(found):
+            return found
+        found, out = await self._store.write(lambda tx: _take_out(tx, id))
+        if out and (session := self._sessions.get(node)) is not None:
+            await session.hang_up()  # from now on it is refused
+        return found
 
-    async def _fence(self, incident: Incident) -> None:
-        told: list[asyncio.Task[Any]] = []
-        loop = asyncio.get_running_loop()
+    def _recovering(self, id: str, loads: Loads) -> Callable[[Tx], Incident | None]:
+        """The transaction, which notes how long it takes."""
+        reasons, clock = self._reasons[id], asyncio.get_running_loop().time
 
-        def note(what: str, text: str, key: str = "", cut: str = "", power_off: bool = False) -> None:
+        def recover(tx: Tx) -> Incident | None:
+            began = clock()
+            try:
+                return _recover(tx, id, loads, reasons)
+            finally:
+                self._took[id] = clock() - began
+
+        return recover
+
+    def _noting(self, id: str) -> Note:
+        """What is certain by then is recovered at once; what has failed is tried again after a while."""
+
+        async def note(what: str, text: str, key: str = "", cut: str = "", power_off: bool = False) -> None:
             at = self._store.clock()
-            told.append(
-                loop.create_task(
-                    self._store.write(lambda tx: _note(tx, incident.id, at, what, text, key, cut, power_off))
-                )
-            )
+            await self._store.write(lambda tx: _note(tx, id, at, what, text, key, cut, power_off))
+            woken = self._woken.get(id)
+            if woken is not None and what != "failed":
+                woken.set()
 
-        await self._fencer.fence(incident, note)
-        if told:
-            await asyncio.gather(*told)
+        return note
 
     # --- a node that returns
 
@@ -319,6 +361,8 @@ class HaController:
         async with self._locks[node]:
             await self._caught_up()
             incident = await self._store.read(lambda tx: incidents.open_of(tx, node))
+            if incident is not None:
+                await self._fencer.rest(incident)
             fenced = incident is not None and incident.attempted
             mine = [key.removeprefix("vm/") for key in have if key.startswith("vm/")]
             elsewhere = await self._store.read(lambda tx: _elsewhere(tx, node, mine, incident))
@@ -339,12 +383,20 @@ class HaController:
         return have | dict.fromkeys(removed, "")
 
     def _wished(self, node: str) -> dict[str, bool]:
-        """The VMs that a node is to have, with whether they have disks in a pool."""
+        """The VMs that a node is to have, with whether they have disks in a pool.
+
+        One that was coming with disks of its own storage does not count: whether its copies are whole is seen by what
+        is left of it.
+        """
         found = {}
         for vm in self._directory.vms_of(node):
-            disks = [self._directory.wish(node, f"disk/{disk.id}") for disk in vm.disks]
-            found[vm.id] = any(
-                disk is None or (isinstance(disk[0], DesiredDisk) and disk[0].pool is not None) for disk in disks
+            wishes = [self._directory.wish(node, f"disk/{disk.id}") for disk in vm.disks]
+            disks = [wish[0] if wish is not None else None for wish in wishes]
+            copied = vm.move_in is not None and any(
+                isinstance(disk, DesiredDisk) and disk.pool is None for disk in disks
+            )
+            found[vm.id] = not copied and any(
+                disk is None or (isinstance(disk, DesiredDisk) and disk.pool is not None) for disk in disks
             )
         return found
 
@@ -414,7 +466,7 @@ def _attempt(tx: Tx, id: str) -> Incident:
     return incidents.save(tx, incident.model_copy(update={"attempted": True, "moments": (*incident.moments, moment)}))
 
 
-def _recover(tx: Tx, id: str, loads: Loads) -> Incident | None:
+def _recover(tx: Tx, id: str, loads: Loads, reasons: Reasons) -> Incident | None:
     incident = incidents.find(tx, id)
     if incident is None or not incident.open:
         return incident
@@ -423,13 +475,30 @@ def _recover(tx: Tx, id: str, loads: Loads) -> Incident | None:
     if certain and not incident.fenced:
         moves.unheld(tx, incident.node)
         incident = incidents.save(tx, incident.model_copy(update={"fenced": True}))
-    found = moves.recover(tx, id, loads)
+    if incident.removing and not _enabled(tx, incident.node):
+        return incident
+    found = moves.recover(tx, id, loads, reasons)
     if found is not None and found.state is IncidentState.RECOVERED and incident.state is not IncidentState.RECOVERED:
         row = find(tx, incident.node)
         if row is not None:
             reason = "lost, and kept out until it is back and clean: `scloud ha log` tells what became of its VMs"
             save(tx, row, status=row.status_as(NodeStatus).model_copy(update={"state": State.DOWN, "reason": reason}))
     return found
+
+
+def _enabled(tx: Tx, node: str) -> bool:
+    row = find(tx, node)
+    cluster = find(tx, row.spec_as(NodeSpec).cluster) if row is not None else None
+    return cluster is None or cluster.spec_as(ClusterSpec).ha.enabled
+
+
+def _take_out(tx: Tx, id: str) -> tuple[Incident | None, bool]:
+    """(the incident, whether the node is out of the cloud by it)."""
+    incident = incidents.find(tx, id)
+    node = find(tx, incident.node) if incident is not None and incident.open else None
+    if incident is None or node is None or not node_removal.proceed(tx, incident, node):
+        return incident, False
+    return _close(tx, id, "it was taken out of the cloud"), True
 
 
 def _reaches(row: Resource, node: str) -> bool:
@@ -449,6 +518,8 @@ def _close(tx: Tx, id: str, words: str) -> Incident | None:
     incident = incidents.find(tx, id)
     if incident is None or not incident.open:
         return incident
+    if incident.removing:
+        node_removal.given_up(tx, incident, words)
     update = {
         "state": IncidentState.CLOSED,
         "reason": words,

@@ -7,8 +7,11 @@ the agent of another node puts the sessions that there are on the blocklist (`dr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from scloud.controllers.sessions import Session, Sessions
 from scloud.controllers.storage import rows
@@ -25,12 +28,19 @@ from scloud.store import secrets
 from scloud.store.database import Store, Tx
 from scloud.store.resources import all_of, find, save
 
+log = logging.getLogger(__name__)
+
 FENCE_S = 65.0
 KEY_S = 20.0
 POWER_S = 70.0
 BMC_PASSWORD = "bmc.password"
-Note = Callable[..., None]
-"""note(what, text, **fields of the incident)."""
+POWER = "power"
+LOOK_S, OFTEN_S = 5.0, 60.0
+"""Sessions are looked at again every `LOOK_S` seconds for the first `OFTEN_S` after they were cut off,"""
+SELDOM_S, LAST_S = 60.0, 3600.0
+"""then every `SELDOM_S`, until `LAST_S` after."""
+Note = Callable[..., Awaitable[None]]
+"""note(what, text, **fields of the incident); returns when it is written down."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,40 @@ class Target:
     """Numbers of the OSDs that the node has, as the cluster was last seen."""
 
 
+@dataclass(slots=True)
+class Looks:
+    """When the sessions of one storage cluster were cut off, and last looked at, in seconds of the loop's clock."""
+
+    cut_at: float
+    last: float = 0.0
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until the next look, None if there is none."""
+        if now - self.cut_at >= LAST_S:
+            return None
+        last = max(self.last, self.cut_at)
+        every = LOOK_S if last - self.cut_at < OFTEN_S else SELDOM_S
+        return max(last + every - now, 0.0)
+
+    def due(self, now: float) -> bool:
+        return self.wait(now) == 0.0
+
+    def looked(self, now: float) -> None:
+        self.last = now
+
+
+async def _logged(incident: Incident, work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("cutting node %s off failed; it is tried again", incident.node_name)
+
+
 def targets(tx: Tx, node: str) -> list[Target]:
-    """The storage clusters that the node reaches, with all their pools."""
+    """The storage clusters that the node reaches, with the pools that it may have disks in.
+
+    One that is being deleted has none, and nodes are not told it any more: who is asked about it refuses.
+    """
     found = []
     for row in all_of(tx, Kind.STORAGE_CLUSTER):
         if node not in row.spec_as(StorageClusterSpec).nodes:
@@ -53,7 +95,7 @@ def targets(tx: Tx, node: str) -> list[Target]:
         seen = load(tx, row.id)
         client = rows.client_of(seen.secrets, node) if seen is not None else None
         if seen is not None and client is not None:
-            pools = tuple(sorted(pool.row.id for pool in seen.pools if pool.made))
+            pools = tuple(sorted(pool.row.id for pool in seen.pools if pool.made and not pool.leaving))
             site = seen.sites.get(node)
             osds = tuple(str(osd.osd) for osd in seen.status.osds if site is not None and osd.node == site.name)
             found.append(Target(seen, pools, f"client.{client[0]}", osds))
@@ -78,24 +120,78 @@ def admit(tx: Tx, node: str) -> None:
 
 
 class Fencer:
+    """Cuts nodes off, each storage cluster and the BMC by a task of its own: none waits for another that hangs."""
+
     def __init__(self, store: Store, sessions: Sessions) -> None:
         self._store = store
         self._sessions = sessions
         self._turn = 0
         self._downed: set[tuple[str, str]] = set()
         """(incident, storage cluster): an OSD that is called dead too often takes its own life."""
+        self._lines: dict[tuple[str, str], Line] = {}
+        """By incident and storage cluster: a node that did not answer is not asked first again."""
+        self._looks: dict[tuple[str, str], Looks] = {}
+        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """By incident and part of it: a storage cluster, or its power."""
 
-    async def fence(self, incident: Incident, note: Note) -> None:
-        """Everything that can be done, side by side; `note` hears of each step. Failures are noted, not raised."""
-        found = await self._store.read(lambda tx: targets(tx, incident.node))
-        todo = [self._cut(incident, target, note) for target in found]
-        await asyncio.gather(*todo, self._power(incident, note))
+    async def advance(self, incident: Incident, note: Note) -> None:
+        """Begin what is neither done nor under way, and return; `note` hears of each step. Failures are noted."""
+        for target in await self._store.read(lambda tx: targets(tx, incident.node)):
+            cluster = target.load.row.id
+            if cluster not in incident.keys or (cluster not in incident.cut and not incident.fenced):
+                self._begin(incident, cluster, partial(self._cut, incident, target, note))
+            elif cluster in incident.cut and self._looks_of(incident, cluster).due(self._now()):
+                self._begin(incident, cluster, partial(self._look_again, incident, target))
+        if not incident.power_off and not incident.fenced:
+            self._begin(incident, POWER, partial(self._power, incident, note))
+
+    async def rest(self, incident: Incident) -> None:
+        """Returns when no part is under way: what another node was asked to do comes to its end there."""
+        if tasks := [task for (of, _), task in self._running.items() if of == incident.id]:
+            await asyncio.wait(tasks)
+
+    def forget(self, incident: str) -> None:
+        """It is over."""
+        self._downed = {key for key in self._downed if key[0] != incident}
+        for kept in (self._lines, self._looks):
+            for key in [key for key in kept if key[0] == incident]:
+                del kept[key]
+
+    async def stop(self) -> None:
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def look_in(self, incident: Incident) -> float | None:
+        """Seconds until sessions are looked at again; None if they are not."""
+        waits = [self._looks_of(incident, cluster).wait(self._now()) for cluster in incident.cut]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _begin(self, incident: Incident, part: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        key = (incident.id, part)
+        if key in self._running:
+            return
+        task = asyncio.get_running_loop().create_task(_logged(incident, work()), name=f"cut {incident.node_name} off")
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key, None))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _looks_of(self, incident: Incident, cluster: str) -> Looks:
+        return self._looks.setdefault((incident.id, cluster), Looks(self._now()))
+
+    def _line(self, incident: Incident, cluster: str) -> Line:
+        line = self._lines.setdefault((incident.id, cluster), Line(self._sessions))
+        line.avoid = incident.node
+        return line
 
     async def _cut(self, incident: Incident, target: Target, note: Note) -> None:
         cluster, name = target.load.row.id, target.load.row.name
         if cluster not in incident.keys:
-            line = Line(self._sessions)
-            line.avoid = incident.node
+            line = self._line(incident, cluster)
             try:
                 if target.osds and (incident.id, cluster) not in self._downed:
                     # What they have to say nobody waits for: those that live after all come up again by themselves.
@@ -104,21 +200,36 @@ class Fencer:
                 await line.send(target.load, mon("take the key away", "auth del", entity=target.entity), KEY_S)
             except CloudError as error:
                 if error.kind != ErrorKind.NOT_FOUND:
-                    note("failed", f"{name} keeps the node's key: {error.message}")
+                    await note("failed", f"{name} keeps the node's key: {error.message}")
                     return
-            note("key", f"{name} takes the node's key no more", key=cluster)
+            await note("key", f"{name} takes the node's key no more", key=cluster)
         if cluster in incident.cut:
             return
         if not target.pools:
-            note("fenced", f"{name} has no pools", cut=cluster)
+            await note("fenced", f"{name} has no pools", cut=cluster)
             return
         try:
-            session = self._other(target, incident.node)
-            await session.call("fence", FENCE_S, node=incident.node, pools=target.pools)
+            by = await self._cut_sessions(target, incident.node)
         except CloudError as error:
-            note("failed", f"its sessions of {name} are not cut off: {error.message}")
+            await note("failed", f"its sessions of {name} are not cut off: {error.message}")
             return
-        note("fenced", f"every session of {name} is cut off (by {await self._name(session.node)})", cut=cluster)
+        self._looks[incident.id, cluster] = Looks(self._now())
+        await note("fenced", f"every session of {name} is cut off (by {await self._name(by)})", cut=cluster)
+
+    async def _look_again(self, incident: Incident, target: Target) -> None:
+        """A QEMU that had connected may open a disk after its node was cut off: until then no session showed it."""
+        self._looks_of(incident, target.load.row.id).looked(self._now())
+        try:
+            if target.pools:
+                await self._cut_sessions(target, incident.node)
+        except CloudError as error:
+            log.info("no second look at the sessions of %s: %s", incident.node_name, error.message)
+
+    async def _cut_sessions(self, target: Target, node: str) -> str:
+        """The node that has done it."""
+        session = self._other(target, node)
+        await session.call("fence", FENCE_S, node=node, pools=target.pools)
+        return session.node
 
     def _other(self, target: Target, node: str) -> Session:
         """The agent of another node that reaches the cluster, in turn: one that hangs is not asked for ever."""
@@ -131,6 +242,9 @@ class Fencer:
             raise CloudError(
                 ErrorKind.UNAVAILABLE, f"no other node of storage cluster {target.load.row.name} is connected"
             )
+        return self._next(there)
+
+    def _next(self, there: list[Session]) -> Session:
         self._turn += 1
         return there[self._turn % len(there)]
 
@@ -139,24 +253,22 @@ class Fencer:
         return row.name if row is not None else node
 
     async def _power(self, incident: Incident, note: Note) -> None:
-        """By its BMC, if it has one: asked by any other agent."""
-        if incident.power_off:
-            return
+        """By its BMC, if it has one: asked by another agent, in turn."""
         row = await self._store.read(lambda tx: find(tx, incident.node))
         bmc = row.spec_as(NodeSpec).bmc if row is not None else None
         if bmc is None:
             return
         password = (await self._store.read(lambda tx: secrets.secrets_of(tx, incident.node))).get(BMC_PASSWORD, "")
-        session = next((one for one in self._sessions if one.node != incident.node and not one.closed), None)
-        if session is None:
-            note("failed", "no other node is connected to ask its BMC")
+        there = [one for one in self._sessions if one.node != incident.node and not one.closed]
+        if not there:
+            await note("failed", "no other node is connected to ask its BMC")
             return
         try:
-            await session.call("power", POWER_S, **bmc.model_dump(), password=password)
+            await self._next(there).call("power", POWER_S, **bmc.model_dump(), password=password)
         except CloudError as error:
-            note("failed", f"its power is not known to be off: {error.message}")
+            await note("failed", f"its power is not known to be off: {error.message}")
             return
-        note("power", "its BMC says that it is off", power_off=True)
+        await note("power", "its BMC says that it is off", power_off=True)
 
     async def unfence(self, node: str) -> None:
         """`CloudError` if it is not in again everywhere."""

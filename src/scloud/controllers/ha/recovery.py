@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from scloud.controllers import finishing, migration, placement, serving
+from scloud.controllers.ha.room import Reasons, Shape, shape
 from scloud.controllers.settings import seconds_for
 from scloud.model.ha import Incident, IncidentState, Moment, VmRecovery
 from scloud.model.kinds import Kind, State
@@ -12,11 +14,15 @@ from scloud.model.specs import DiskSpec, VmSpec
 from scloud.model.statuses import DiskStatus, VmStatus
 from scloud.model.storage import PoolSpec
 from scloud.reconcile.ha.recovery import Fences, LostVm, left_behind, order
+from scloud.scheduler.snapshot import Request
 from scloud.store import incidents, operations
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, find, find_many, on_node, save
 
 ACTION = "vm.recover"
+AT_ONCE = 32
+"""VMs that one transaction gives to others."""
+NEXT = "is placed next"
 
 
 def fences(incident: Incident) -> Fences:
@@ -58,7 +64,7 @@ def end_moves(tx: Tx, incident: Incident) -> set[str]:
     }
 
 
-def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
+def recover(tx: Tx, id: str, loads: placement.Loads, reasons: Reasons) -> Incident | None:
     """One more look at an incident: place what can be placed, note what has come to run."""
     incident = incidents.find(tx, id)
     if incident is None or not incident.open:
@@ -72,24 +78,16 @@ def recover(tx: Tx, id: str, loads: placement.Loads) -> Incident | None:
         if lost[vm][0].state == State.UNKNOWN:  # else it has been heard of since
             _say_why(tx, lost[vm][0], f"node {incident.node_name} was lost; {words}")
     certain = fences(incident)
+    ready = []
     for item in order(item for _, item in lost.values()):
-        row = lost[item.id][0]
         if not certain.certain(item.clusters):
             known[item.id] = VmRecovery(vm=item.id, name=item.name, state="pending", reason="its node is not cut off")
-            continue
-        if item.id in moving:
+        elif item.id in moving:
             words = "it was being migrated: the other node is asked whether it has come"
             known[item.id] = VmRecovery(vm=item.id, name=item.name, state="pending", reason=words)
-            continue
-        home, words = _move(tx, row, incident.node_name, loads)
-        if home is None:
-            told = known.get(item.id)
-            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="waiting", reason=words)
-            if told is None or told.reason != words:
-                moments.append(Moment(at=tx.now, what="waiting", text=f"{item.name}: {words}"))
         else:
-            known[item.id] = VmRecovery(vm=item.id, name=item.name, state="placed", node=home, placed_at=tx.now)
-            moments.append(Moment(at=tx.now, what="placed", text=f"{item.name} on {home}"))
+            ready.append(lost[item.id][0])
+    known |= _place(tx, ready, incident.node_name, loads, reasons, moments, known)
     rows = find_many(tx, [vm for vm, item in known.items() if item.state == "placed" or vm not in lost])
     for vm, before in known.items():
         if vm in lost:
@@ -133,18 +131,63 @@ def _say_why(tx: Tx, vm: Resource, reason: str) -> None:
         save(tx, vm, status=status.model_copy(update={"state": State.UNKNOWN, "reason": reason}))
 
 
-def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str | None, str]:
-    """(the name of its new node, "") or (None, why there is none). Its node was cut off for certain."""
-    disks, nics = placement.attached(tx, vm)
-    spec = vm.spec_as(VmSpec)
-    pools = {pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None}
-    leaving = vm.status_as(VmStatus).leaving
-    request = placement.request_for(tx, spec, 0, exclude=vm.id, pools=pools, away=leaving)
-    home = placement.find_home(tx, vm.account, request, loads)
-    if home is None:
-        words = f"waits for room: {placement.plan(tx, vm.account, request, loads).explain()}"
+def _place(
+    tx: Tx,
+    vms: list[Resource],
+    lost: str,
+    loads: placement.Loads,
+    reasons: Reasons,
+    moments: list[Moment],
+    before: Mapping[str, VmRecovery],
+) -> dict[str, VmRecovery]:
+    """What has become of VMs that may run elsewhere, in their order. A look places so many and no more: others have to
+    write, too."""
+    found: dict[str, VmRecovery] = {}
+    reach: dict[frozenset[str], frozenset[str] | None] = {}
+    waiting: list[tuple[Resource, Request]] = []
+    full: set[Shape] = set()
+    placed = 0
+    for vm in vms:
+        if placed >= AT_ONCE:
+            found[vm.id] = VmRecovery(vm=vm.id, name=vm.name, state="pending", reason=NEXT)
+            continue
+        disks, nics = placement.attached(tx, vm)
+        request = _request(tx, vm, disks, reach)
+        home = placement.find_home(tx, vm.account, request, loads) if shape(request) not in full else None
+        if home is None:
+            full.add(shape(request))
+            waiting.append((vm, request))
+            continue
+        _give(tx, vm, home, lost, disks, nics)
+        placed += 1
+        found[vm.id] = VmRecovery(vm=vm.id, name=vm.name, state="placed", node=home.name, placed_at=tx.now)
+        moments.append(Moment(at=tx.now, what="placed", text=f"{vm.name} on {home.name}"))
+    said = reasons.of(tx, [request for _, request in waiting], loads)
+    for vm, request in waiting:
+        words = f"waits for room: {said[shape(request)]}"
         _say_why(tx, vm, words)
-        return None, words
+        found[vm.id] = VmRecovery(vm=vm.id, name=vm.name, state="waiting", reason=words)
+        if vm.id not in before or before[vm.id].state != "waiting":  # its reason changes with every VM elsewhere
+            moments.append(Moment(at=tx.now, what="waiting", text=f"{vm.name}: {words}"))
+    return found
+
+
+def _request(
+    tx: Tx, vm: Resource, disks: Iterable[Resource], reach: dict[frozenset[str], frozenset[str] | None]
+) -> Request:
+    """What placement is asked for it. `reach` remembers which nodes reach which pools."""
+    pools = frozenset(pool for disk in disks if (pool := disk.spec_as(DiskSpec).pool) is not None)
+    if pools not in reach:
+        reach[pools] = placement.reachable_from(tx, pools)
+    away = vm.status_as(VmStatus).leaving
+    request = placement.request_for(tx, vm.spec_as(VmSpec), 0, exclude=vm.id, away=away)
+    return replace(request, reachable_from=reach[pools])
+
+
+def _give(
+    tx: Tx, vm: Resource, home: placement.Home, lost: str, disks: Iterable[Resource], nics: list[Resource]
+) -> None:
+    """Its node was cut off for certain: it is another's from now on."""
     was_on = vm.node
     vm = finishing.release_vm(tx, vm)
     freed = []
@@ -155,13 +198,17 @@ def _move(tx: Tx, vm: Resource, lost: str, loads: placement.Loads) -> tuple[str 
     placement.settle(tx, vm, home, freed, nics)
     words = f"node {lost} was lost; it is started on {home.name}"
     vm = find(tx, vm.id) or vm
-    if spec.power == "on":
+    if vm.spec_as(VmSpec).power == "on":
         moved = vm.status_as(VmStatus).model_copy(update={"state": State.STARTING, "reason": words})
         vm = save(tx, vm, status=moved)
         if not any(op.action == ACTION for op in operations.open_for(tx, vm.id)):
             operations.begin(tx, ACTION, vm, seconds=seconds_for(ACTION), message=words)
     operations.record(tx, vm, "warning", words)
-    return home.name, ""
+
+
+def unfinished(incident: Incident) -> bool:
+    """Whether the last look has left some that can be placed at once."""
+    return any(item.reason == NEXT for item in incident.vms)
 
 
 def _concluded(tx: Tx, incident: Incident, vms: Iterable[VmRecovery], moments: list[Moment]) -> Incident:

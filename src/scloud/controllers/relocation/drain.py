@@ -78,7 +78,7 @@ def undo(tx: Tx, node: Resource, by: str, cancel: bool) -> Resource:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen, and what follows from it. `after` are the ids of its VMs that are on their way."""
+    """What was seen, and what follows from it. `names` are those of all its VMs by id, also of those that migrate."""
 
     plan: Plan
     names: Mapping[str, str]
@@ -93,8 +93,8 @@ def look(tx: Tx, id: str, loads: Loads) -> Look | None:
     settings = _settings(tx, spec)
     going = relocations.open_of(tx, "drain", id)
     known = {move.vm: move for move in going.moves} if going is not None else {}
-    vms = [vm for vm in on_node(tx, Kind.VM, id) if not vm.gone and migration.of(vm) is None]
-    leavers = [_leaver(tx, vm, known.get(vm.id)) for vm in vms]
+    vms = [vm for vm in on_node(tx, Kind.VM, id) if not vm.gone]
+    leavers = [_leaver(tx, vm, known.get(vm.id)) for vm in vms if migration.of(vm) is None]
     mine = moves.nodes_of(tx, spec.cluster)
     nodes = [one for one in placement.snapshot(tx, loads) if one.id in mine]
     plan = drain(nodes, leavers, moves.under_way(tx, mine), Limits(settings.per_node, settings.at_once))

@@ -23,20 +23,27 @@ from scloud.store.resources import Resource, all_of
 ASK_S = 10.0
 
 
-async def keys(store: Store, sessions: Sessions) -> list[tuple[str, str, str]]:
-    """(severity, key, message) of what is amiss with the keys of clusters that can be asked."""
+Told = tuple[str, str, str]
+"""(severity, key, message)."""
+
+
+async def ask(store: Store, sessions: Sessions) -> tuple[list[Told], dict[str, dict[str, str]]]:
+    """What is amiss with the keys of clusters that can be asked; and by cluster, who is on its OSDs' blocklist until
+    when."""
 
     def settled(tx: Tx) -> list[Load]:
         rows = (row for row in all_of(tx, Kind.STORAGE_CLUSTER) if row.state == State.READY)
         return [found for row in rows if (found := load(tx, row.id)) is not None]
 
-    asked = await asyncio.gather(*(_keys(store, Line(sessions), one) for one in await store.read(settled)))
-    return [finding for findings in asked for finding in findings]
+    clusters = await store.read(settled)
+    asked = await asyncio.gather(*(_ask(store, Line(sessions), one) for one in clusters))
+    blocked = {one.row.id: found for one, (_, found) in zip(clusters, asked, strict=True) if found is not None}
+    return [finding for findings, _ in asked for finding in findings], blocked
 
 
-async def _keys(store: Store, line: Line, seen: Load) -> list[tuple[str, str, str]]:
+async def _ask(store: Store, line: Line, seen: Load) -> tuple[list[Told], dict[str, str] | None]:
     if not line.connected(seen):
-        return []  # the audit says of each node that it did not answer
+        return [], None  # the audit says of each node that it did not answer
     asked = []
     try:
         # The map before and after: an OSD that comes or goes at this moment is in one of both.
@@ -44,16 +51,16 @@ async def _keys(store: Store, line: Line, seen: Load) -> list[tuple[str, str, st
             asked.append(await line.send(seen, Command(questions, "audit"), ASK_S))
     except CloudError as error:
         message = f"storage cluster '{seen.row.name}' did not say whose keys it takes: {error.message}"
-        return [("warning", seen.row.id, message)]
+        return [("warning", seen.row.id, message)], None
     before, auths, later = asked
     # Who is wanted is read after what is there: what was made known meanwhile is nobody's for no moment.
     after = await store.read(lambda tx: load(tx, seen.row.id))
     if after is None or after.row.gone:
-        return []
+        return [], None
     known = {entity.name for entity in after.entities()} | set(after.former_clients().values())
     numbers = {osd.number for dump in (before, later) for osd in read({"osds": dump}).osds}
     found = auth.strangers(known, read_slow({"auth": auths}).auth, numbers, after.deployed)
-    return [
+    strange = [
         (
             "error" if after.deployed and auth.is_ours(name) else "warning",
             f"{seen.row.id}/{name}",
@@ -61,6 +68,9 @@ async def _keys(store: Store, line: Line, seen: Load) -> list[tuple[str, str, st
         )
         for name, message in found.items()
     ]
+    # In the first one already: who is being cut off at this moment may not be written down anywhere yet.
+    blocked = (dict(dump.get("blocklist") or {}) for dump in (before, later))
+    return strange, dict(next(blocked).items() & next(blocked).items())
 
 
 def compare(tx: Tx, inventories: Mapping[str, Inventory]) -> Iterator[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from scloud.controllers.storage import rows
 from scloud.controllers.storage.load import Load
 from scloud.controllers.storage.look import Look
 from scloud.controllers.storage.members import lasting_monitors, with_monitors
+from scloud.controllers.storage.planning import taken
 from scloud.controllers.storage.render import store_id
 from scloud.model.observed import Observed
 from scloud.model.storage import Device, StorageClusterSpec
@@ -73,7 +74,8 @@ def _monitors(load: Load, look: Look) -> StorageClusterSpec:
 
 
 def _unrepaired(group: str, look: Look) -> bool:
-    return group in look.inconsistent or not look.view.manager
+    """While nobody says which groups are inconsistent, none counts as repaired."""
+    return look.inconsistent is None or group in look.inconsistent
 
 
 def _devices(tx: Tx, load: Load, look: Look, reports: Reports) -> tuple[Device, ...]:
@@ -135,8 +137,9 @@ def grant(tx: Tx, load: Load, look: Look) -> bool:
         if rows.granted(load.secrets, node) != tuple(names):
             secrets.put(tx, load.row.id, rows.granted_secret(node), json.dumps(names))
             changed = True
+    others = taken(load, look)
     for node, name in load.former_clients().items():
-        if name not in known and node not in load.sites:
+        if (name not in known or name in others) and node not in load.sites:
             secrets.forget(tx, load.row.id, rows.client_secret(node))
             secrets.forget(tx, load.row.id, rows.granted_secret(node))
     for name in load.secrets:

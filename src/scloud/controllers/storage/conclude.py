@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scloud.controllers.storage import changes, ending, pool_status
+from scloud.controllers.storage import changes, ending, planning, pool_status
 from scloud.controllers.storage.changes import Reports
 from scloud.controllers.storage.load import Load, load
 from scloud.controllers.storage.look import Look
@@ -19,7 +19,7 @@ from scloud.model.storage import (
     StorageClusterSpec,
     StorageClusterStatus,
 )
-from scloud.reconcile.ceph import figures, laggy
+from scloud.reconcile.ceph import auth, figures, laggy
 from scloud.reconcile.ceph.conditions import appeared, dated, from_checks, vanished, waiting
 from scloud.reconcile.ceph.figures import Track, cluster_capacity, raw_factor
 from scloud.reconcile.ceph.view import OsdSeen
@@ -60,8 +60,11 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
     retold |= pool_status.update(tx, found, look, seen.failures)
     if retold:
         tx.touch(row.key)
-    waits = changes.waits_for(found, look.view, reports) if found.deployed else ""
+    taken = [auth.taken(name, pools) for name, pools in sorted(planning.taken(found, look).items())]
+    waits = changes.waits_for(found, look.view, reports) if found.deployed else "; ".join(taken)
     settled = not seen.commanded and not seen.failures.get("") and seen.generation == row.generation
+    if taken and found.status.observed_generation == 0:
+        ending.failed(tx, row, "storage-cluster.adopt", waits, ErrorKind.CONFLICT)
     ready = not waits and all(found.secrets.get(f"granted/{node}") for node in found.admitted)
     status = _status(tx, found, spec, seen, reports, waits, ready and settled, row.generation)
     _write(tx, found, status, seen.told)
@@ -101,18 +104,21 @@ def _status(
     )
     capacity = cluster_capacity(view, provisioned, samples.history(tx, found.row.id))
     state = old.state
+    refused = "" if found.deployed or old.observed_generation > 0 else waits
     if ready or old.observed_generation > 0:
         state = State.READY
+    elif refused:
+        state = State.ERROR
     elif state == State.ERROR and not waits:
         state = State.CREATING
     reason = "" if state == State.READY else (waits or seen.failures.get("", "") or "being configured")
-    damaged = _damaged(tx, seen.look)
+    groups, objects, damaged = _rotten(tx, old, seen.look)
     own, checks = _own(found, seen, capacity, reports, damaged), from_checks(view.checks)
     conditions = [*own, *(item for item in checks if item.name not in {mine.name for mine in own})]
     return old.model_copy(
         update={
             "state": state,
-            "reason": old.reason if state == State.ERROR else reason,
+            "reason": refused or (old.reason if state == State.ERROR else reason),
             "version": seen.look.slow.version,
             "monitors_up": view.quorum,
             "leader": view.leader,
@@ -120,8 +126,8 @@ def _status(
             "capacity": capacity,
             "osds": _osds(found, view.osds),
             "placement_groups": dict(sorted(view.pg_states.items())),
-            "inconsistent": seen.look.inconsistent,
-            "inconsistent_objects": dict(seen.look.objects),
+            "inconsistent": groups,
+            "inconsistent_objects": objects,
             "damaged": damaged,
             "recovery": figures.recovery(view, seen.track),
             "removing": _removing(found, spec, seen),
@@ -180,15 +186,32 @@ def _removing(found: Load, spec: StorageClusterSpec, seen: Round) -> dict[str, s
     return result
 
 
-def _damaged(tx: Tx, look: Look) -> dict[str, str]:
-    """Damaged objects to whose they are, by name."""
-    result = {}
-    for name, (owner, at) in look.owners.items():
-        kind, _, id = owner.partition("/")
-        row = find(tx, id, gone=True)
-        whose = f"{kind} {row.name}" if row is not None else owner
-        result[name] = f"{whose}, from {at} MiB on"
-    return result
+def _rotten(
+    tx: Tx, old: StorageClusterStatus, look: Look
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], dict[str, str]]:
+    """(inconsistent placement groups, their damaged objects, whose those are, by name). What nobody said this time is
+    as it was: a group that is still inconsistent has what was known of it, though the log may tell no more of it."""
+    groups = old.inconsistent if look.inconsistent is None else look.inconsistent
+    objects, damaged = {}, {}
+    for group in groups:
+        said = look.objects.get(group)
+        names = said or old.inconsistent_objects.get(group, ())
+        if names:
+            objects[group] = names
+        for name in names:
+            owner = look.owners.get(name)
+            if owner is not None:
+                damaged[name] = _whose(tx, *owner)
+            elif (not said or name in look.owners) and name in old.damaged:
+                damaged[name] = old.damaged[name]
+    return groups, objects, damaged
+
+
+def _whose(tx: Tx, owner: str, at: int) -> str:
+    kind, _, id = owner.partition("/")
+    row = find(tx, id, gone=True)
+    whose = f"{kind} {row.name}" if row is not None else owner
+    return f"{whose}, from {at} MiB on"
 
 
 def _own(
@@ -198,13 +221,17 @@ def _own(
     result = []
     used = capacity.used_mib / capacity.total_mib if capacity.total_mib else 0.0
     if used >= found.spec.warn_percent / 100:
-        when = f"; at this rate it is full in {capacity.full_in_days:g} days" if capacity.full_in_days else ""
+        when = figures.forecast(capacity)
         remedy = "add devices (`scloud storage-cluster device add`) or delete disks"
         message = f"{used:.0%} of all devices is used{when}: {remedy}"
         result.append(Condition(name="filling-up", level="warning", message=message))
+    for name, pools in sorted(planning.taken(found, seen.look).items()):
+        result.append(Condition(name=name.replace(".", "-"), level="error", message=auth.taken(name, pools)))
     if seen.look.view.waiting:
         result.append(waiting(seen.look.view.waiting, seen.look.view.pgs))
-    if seen.look.laggy:
+    if seen.look.laggy is None:
+        result += [item for item in found.status.conditions if item.name == "paused"]
+    elif seen.look.laggy:
         result.append(laggy.condition(seen.look.laggy, ours=found.deployed))
     if damaged:
         which = ", ".join(sorted(set(damaged.values()))[:DAMAGED_SHOWN])
@@ -254,6 +281,7 @@ def _plain(status: StorageClusterStatus) -> StorageClusterStatus:
         update={
             "used_mib": status.capacity.used_mib >> 8,
             "available_mib": status.capacity.available_mib >> 8,
+            "refused_in_days": None,
             "full_in_days": None,
         }
     )

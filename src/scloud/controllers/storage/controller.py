@@ -11,12 +11,12 @@ import logging
 from collections.abc import Iterable
 
 from scloud.controllers.sessions import Sessions
-from scloud.controllers.storage import leaving
+from scloud.controllers.storage import leaving, rows
 from scloud.controllers.storage.conclude import Round, conclude, not_answering
 from scloud.controllers.storage.line import Line
 from scloud.controllers.storage.load import Load, load
 from scloud.controllers.storage.look import Look, look
-from scloud.controllers.storage.planning import plan, requests
+from scloud.controllers.storage.planning import plan, requests, taken
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.observed import Observed
@@ -164,7 +164,7 @@ class Keeper:
         if found.leaving:
             return await self._leave(found)
         try:
-            seen = await self._look(found)
+            again, seen = await self._see(found)
         except CloudError as error:
             failure = error
             connected = self._line.connected(found) > 0
@@ -173,9 +173,6 @@ class Keeper:
             return AWAY_S if found.status.state != State.CREATING else SOON_S
         if self._slow is not seen.slow:
             self._slow, self._slow_at = seen.slow, self._now()
-        # What is wanted is read after what is there: else something that has just been asked for, and made, would be
-        # taken for something that nobody wants.
-        again = await self._store.read(lambda tx: load(tx, self._id))
         if again is None or again.leaving:
             return 0.0
         found = again
@@ -185,8 +182,8 @@ class Keeper:
         steps = [*plan(found, seen), *self._begin_anew(found, seen)]
         failures = await self._carry_out(found, steps)
         scrubbed = await self._request(found, seen)
-        if steps:
-            self._slow = None  # what was changed is asked for anew
+        if steps or taken(found, seen):
+            self._slow = None  # what was changed, or somebody has to change, is asked for anew
         done = Round(found.row.generation, seen, len(steps), failures, scrubbed, self._track, told)
         await self._store.write(lambda tx: conclude(tx, self._id, self._reports, done))
         if failures:
@@ -197,9 +194,21 @@ class Keeper:
             return SOON_S if found.status.state == State.CREATING else MOVING_S
         return MOVING_S if self._track is not None or not seen.view.settled else CALM_S
 
-    async def _look(self, found: Load) -> Look:
+    async def _see(self, found: Load) -> tuple[Load | None, Look]:
+        """What is wanted is read after what is there: else something that has just been asked for, and made, would be
+        taken for something that nobody wants."""
+        seen = await self._look(found, self._known(found))
+        again = await self._store.read(lambda tx: load(tx, self._id))
+        if again is None or again.deployed or again.leaving or seen.slow is not self._slow:
+            return again, seen
+        if any(step.args["prefix"] == "auth import" for step in plan(again, seen)):
+            # What was asked a while ago does not tell of a key that another cloud has made since.
+            seen = await self._look(again, None)
+            again = await self._store.read(lambda tx: load(tx, self._id))
+        return again, seen
+
+    async def _look(self, found: Load, known: Slow | None) -> Look:
         """Through another node if the first one does not bring an answer: that may be the node's trouble alone."""
-        known = self._known(found)
         try:
             return await look(self._line, found, known)
         except CloudError as error:
@@ -215,6 +224,8 @@ class Keeper:
 
     def _begin_anew(self, found: Load, seen: Look) -> list[Command]:
         """For what has waited too long for a lease; a cluster that is not ours is left alone."""
+        if seen.laggy is None:
+            return []
         now = self._now()
         self._laggy = laggy.follow(self._laggy, seen.laggy, now)
         stuck = laggy.stuck(self._laggy, seen.laggy, now) if found.deployed else {}
@@ -269,8 +280,13 @@ class Keeper:
         return CALM_S
 
     async def _take_back_keys(self, found: Load) -> None:
-        """Of an adopted cluster, as far as it answers: its deletion must end all the same."""
-        names: dict[str, tuple[str, auth.Caps]] = {name: ("", {}) for name in found.former_clients().values()}
+        """Of an adopted cluster, as far as it answers: its deletion must end all the same. Only those that it gave us:
+        another may be another cloud's."""
+        names: dict[str, tuple[str, auth.Caps]] = {
+            name: ("", {})
+            for node, name in found.former_clients().items()
+            if rows.granted(found.secrets, node) is not None
+        }
         for step in auth.plan([], names, names):
             try:
                 await self._line.send(found, step, 5.0)

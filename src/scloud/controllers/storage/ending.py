@@ -59,6 +59,8 @@ def update(
         elif op.action == f"{NOUN}.node-add":
             if settled and joined:
                 _done(tx, op)
+            elif waits:
+                _say(tx, op, 50, waits)
         elif op.action in (f"{NOUN}.create", f"{NOUN}.adopt"):
             if ready and settled:
                 _done(tx, op)

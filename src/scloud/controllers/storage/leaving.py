@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from scloud.controllers import finishing
-from scloud.controllers.storage import changes
+from scloud.controllers.storage import changes, rows
 from scloud.controllers.storage.changes import Reports
 from scloud.controllers.storage.load import load
+from scloud.controllers.storage.rows import PoolRow
+from scloud.model.errors import ErrorKind
 from scloud.model.kinds import State
-from scloud.model.storage import StorageClusterStatus
+from scloud.model.storage import StorageClusterSpec, StorageClusterStatus
 from scloud.store import operations, samples, secrets
 from scloud.store.database import Tx
-from scloud.store.resources import remove, save
+from scloud.store.operations import OperationState
+from scloud.store.resources import Resource, remove, save
 
 
 def finish(tx: Tx, id: str, reports: Reports) -> bool:
@@ -24,6 +27,8 @@ def finish(tx: Tx, id: str, reports: Reports) -> bool:
         _explain(tx, found.row.id, f"waiting for {', '.join(held[:5])}{more}{changes.troubles(found, reports)}")
         return False
     for pool in found.pools:
+        if not found.deployed:
+            _leave_pool(tx, found.row.name, pool)
         finishing.complete_deletion(tx, pool.row)
         samples.forget(tx, pool.row.id)
         remove(tx, pool.row)
@@ -34,6 +39,30 @@ def finish(tx: Tx, id: str, reports: Reports) -> bool:
     samples.forget(tx, id)
     remove(tx, found.row)
     return True
+
+
+def overdue(tx: Tx, row: Resource) -> None:
+    """Its deletion did not end in time: gone for its owner, with what is true of the nodes that have not let go."""
+    spec = row.spec_as(StorageClusterSpec)
+    why = row.status_as(StorageClusterStatus).reason or "waiting for its nodes"
+    if spec.mode == "deployed":
+        left = "its daemons there are stopped and its devices wiped when they answer, and its ports stay reserved"
+    else:
+        left = "they forget their keys to it when they answer; its own devices and data are as they were"
+    for pool in rows.pools_of(tx, row.id):
+        if spec.mode != "deployed":
+            _leave_pool(tx, row.name, pool)
+        finishing.bury(tx, pool.row, f"deleted with cluster '{row.name}'")
+    finishing.bury(tx, row, f"deleted; {why}: {left}")
+
+
+def _leave_pool(tx: Tx, cluster: str, pool: PoolRow) -> None:
+    """A cluster that is let go keeps a pool that it has not deleted."""
+    reason = (
+        f"cluster '{cluster}' was let go before it had deleted the pool, which stays in it: {', '.join(pool.names)}"
+    )
+    for op in operations.open_for(tx, pool.row.id):
+        operations.end(tx, op, OperationState.FAILED, reason, code=ErrorKind.CONFLICT)
 
 
 def _explain(tx: Tx, id: str, reason: str) -> None:

@@ -10,7 +10,6 @@ from scloud.model.kinds import Kind, State
 from scloud.model.storage import StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph.auth import BOOTSTRAP_OSD, MANAGER, Entity, client_caps
 from scloud.reconcile.ceph.layout import Site, spots
-from scloud.reconcile.ceph.removal import stranded
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, find
 from scloud.store.secrets import secrets_of
@@ -46,9 +45,8 @@ class Load:
 
     def in_place(self) -> set[str]:
         """Uuids of devices to be replaced whose data have nowhere else to go."""
-        waiting = {device.uuid for device in self.spec.devices if device.out and device.replace_path is not None}
         left = spots(self.spec.devices, self.sites)
-        return waiting if waiting and stranded((p.spec for p in self.pools if not p.leaving), left) else set()
+        return rows.filled_in_place(self.spec.devices, left, (p.spec for p in self.pools if not p.leaving))
 
     def names(self, nodes: tuple[str, ...]) -> list[str]:
         return [self.sites[node].name for node in nodes if node in self.sites]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,12 +38,13 @@ class Look:
     view: View
     slow: Slow
     safe: frozenset[int] = frozenset()
-    inconsistent: tuple[str, ...] = ()
+    inconsistent: tuple[str, ...] | None = ()
+    """None: not known, as nobody said which."""
     objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    owners: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Whose bytes the damaged objects hold, as far as is known: (`disk/ID` or `image/ID`, from which MiB on)."""
-    laggy: Mapping[str, int] = field(default_factory=dict)
-    """Placement groups that wait for a lease, and the OSDs that lead them."""
+    owners: Mapping[str, tuple[str, int] | None] = field(default_factory=dict)
+    """Whose bytes the damaged objects hold: (`disk/ID` or `image/ID`, from which MiB on); None if nobody said."""
+    laggy: Mapping[str, int] | None = field(default_factory=dict)
+    """Placement groups that wait for a lease, and the OSDs that lead them; None: not known."""
 
 
 async def _ask(line: Line, load: Load, target: str, questions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -77,28 +77,38 @@ async def look(line: Line, load: Load, known: Slow | None) -> Look:
     if unsafe and view.manager:
         args = {"prefix": "osd safe-to-destroy", "ids": [str(number) for number in unsafe]}
         more = Look(view, slow, safe=safe(await _said(line, load, "mgr", args)))
-    if any("inconsistent" in state for state in view.pg_states):
-        found = inconsistent(await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["inconsistent"]}))
+    states = {part for state in view.pg_states for part in state.split("+")}
+    if not view.manager or "unknown" in states:
+        # What the monitors have of placement groups is from before, or not yet all.
+        more = replace(more, inconsistent=None)
+    elif "inconsistent" in states:
+        said = await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["inconsistent"]})
+        found = inconsistent(said) if said is not None else None
+        # Which objects these are is in the log, whoever tells of the groups.
+        groups = load.status.inconsistent if found is None else found
         log = await _said(line, load, "mon", {"prefix": "log last", "num": 500, "level": "error", "channel": "cluster"})
-        damaged = damaged_objects(log, found)
-        more = Look(view, slow, more.safe, found, damaged, await _owners(line, load, view, damaged))
-    if any("laggy" in state.split("+") for state in view.pg_states):
-        said = await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["laggy"]})
-        more = replace(more, laggy=laggy(said))
+        damaged = damaged_objects(log, groups)
+        owners = await _owners(line, load, view, damaged)
+        more = replace(more, inconsistent=found, objects=damaged, owners=owners)
+    if "laggy" in states:
+        said = await _said(line, load, "mgr", {"prefix": "pg ls", "states": ["laggy"]}) if view.manager else None
+        more = replace(more, laggy=laggy(said) if said is not None else None)
     return more
 
 
 async def _owners(
     line: Line, load: Load, view: View, damaged: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, int]]:
+) -> dict[str, tuple[str, int] | None]:
     """Only pools of ours: what is in those of others is nobody's disk."""
     ours = {view.pools[name].id: pool.row.id for pool in load.pools for name in pool.names if name in view.pools}
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, tuple[str, int] | None] = {}
     for group, objects in damaged.items():
         pool = ours.get(int(group.partition(".")[0]))
         if pool is not None:
-            with contextlib.suppress(CloudError):
+            try:
                 found |= await line.owners(load, pool, objects)
+            except CloudError:
+                found |= dict.fromkeys(objects)
     return found
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from scloud.controllers import serving
 from scloud.controllers.storage import rows
 from scloud.model.errors import CloudError, ErrorKind
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import DiskSpec
-from scloud.model.storage import StorageClusterSpec
+from scloud.model.storage import Device, StorageClusterSpec
 from scloud.reconcile.ceph import layout
 from scloud.reconcile.ceph.layout import Site
-from scloud.store import secrets
+from scloud.store import operations, secrets
 from scloud.store.database import Tx
+from scloud.store.operations import OperationState
 from scloud.store.resources import Resource, all_of, on_node, save, unrefer
 
 
@@ -84,6 +85,14 @@ def serve_elsewhere(tx: Tx, row: Resource, node: Resource) -> None:
             serving.serve(tx, disk, without=node.id)
 
 
+def take_over(tx: Tx, cluster: str, devices: Iterable[Device], why: str) -> None:
+    """Something else is asked of devices from now on: what was asked of them before will not come to its end."""
+    former = {device.operation for device in devices}
+    for op in operations.open_for(tx, cluster):
+        if op.id in former:
+            operations.end(tx, op, OperationState.CANCELLED, why)
+
+
 def forget_node(tx: Tx, node: str) -> None:
     """The node is no longer part of the cloud: what clusters had there is given up, and purged from them."""
     for row in all_of(tx, Kind.STORAGE_CLUSTER, gone=True):
@@ -91,6 +100,8 @@ def forget_node(tx: Tx, node: str) -> None:
         if node not in spec.nodes:
             continue
         left = tuple(item for item in spec.nodes if item != node)
+        to_stay = [d for d in spec.devices if d.node == node and not (d.out and d.replace_path is None)]
+        take_over(tx, row.id, to_stay, "its node was removed from the cloud, and the device with it")
         changed = spec.model_copy(
             update={
                 "nodes": left,

@@ -15,7 +15,7 @@ from scloud.model.kinds import State
 from scloud.model.storage import Condition, PoolStatus
 from scloud.reconcile.ceph import pools as reconcile
 from scloud.reconcile.ceph.conditions import appeared, dated
-from scloud.reconcile.ceph.figures import fullness, pool_capacity, room_told
+from scloud.reconcile.ceph.figures import cluster_capacity, forecast, fullness, pool_capacity, room_told, sooner
 from scloud.reconcile.ceph.layout import spots
 from scloud.reconcile.ceph.pools import Wanted
 from scloud.reconcile.ceph.redundancy import objections, warning
@@ -36,21 +36,36 @@ def update(tx: Tx, load: Load, look: Look, failures: Mapping[str, str]) -> bool:
     for pool, wanted in zip(load.pools, wanted_pools(load), strict=True):
         provisioned = promised[pool.row.id].disk_mib if pool.row.id in promised else 0
         if pool.leaving:
-            changed |= _removed(tx, load, look, pool, wanted)
+            changed |= _removed(tx, load, look, pool, wanted, failures.get(pool.row.id, ""))
         else:
             changed |= _present(tx, load, look, pool, wanted, provisioned, failures.get(pool.row.id, ""))
     return changed
 
 
-def _removed(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted) -> bool:
-    """Forget a pool that is gone from the cluster."""
+def _removed(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, failure: str) -> bool:
+    """Forget a pool that is gone from the cluster; say why one is not."""
     if reconcile.plan(wanted, look.view, look.slow):
+        if failure:
+            _stays(tx, pool, reconcile.undeleted(failure, load.deployed))
         return False
+    if not pool.row.gone:
+        operations.record(tx, pool.row, "info", "deleted")
     finishing.complete_deletion(tx, pool.row)
     samples.forget(tx, pool.row.id)
     remove(tx, pool.row)
     tx.touch(load.row.key)
     return True
+
+
+def _stays(tx: Tx, pool: PoolRow, reason: str) -> None:
+    """It is to be deleted, and is there."""
+    for op in operations.open_for(tx, pool.row.id):
+        if op.message != reason:
+            operations.progress(tx, op.id, op.progress, reason)
+    if pool.status.reason != reason:
+        if not pool.row.gone:
+            operations.record(tx, pool.row, "error", f"is not deleted: {reason}")
+        save(tx, pool.row, status=pool.status.model_copy(update={"reason": reason}))
 
 
 def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, provisioned: int, failure: str) -> bool:
@@ -65,9 +80,12 @@ def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, prov
     figures: dict[str, object] = {}
     if data is not None and not stranger:
         samples.add(tx, pool.row.id, data.stored >> 20)
-        accepts, conditions = _room(load, pool, view, data)
+        capacity = pool_capacity(pool.spec, view, data, provisioned, samples.history(tx, pool.row.id))
+        if pool.spec.media is None or {osd.media for osd in view.osds} <= {pool.spec.media.value}:
+            capacity = sooner(capacity, cluster_capacity(view, 0, samples.history(tx, load.row.id)))
+        accepts, conditions = _room(load, pool, view, data, forecast(capacity))
         figures = {
-            "capacity": pool_capacity(data, provisioned, samples.history(tx, pool.row.id)),
+            "capacity": capacity,
             "iops_read": _step(old.iops_read, data.reads_per_s),
             "iops_write": _step(old.iops_write, data.writes_per_s),
             "kib_read_per_s": _step(old.kib_read_per_s, data.read_bytes_per_s / 1024),
@@ -103,14 +121,14 @@ def _present(tx: Tx, load: Load, look: Look, pool: PoolRow, wanted: Wanted, prov
     return False
 
 
-def _room(load: Load, pool: PoolRow, view: View, data: PoolSeen) -> tuple[bool, list[Condition]]:
+def _room(load: Load, pool: PoolRow, view: View, data: PoolSeen, when: str) -> tuple[bool, list[Condition]]:
     """Whether it takes new disks, and what is to be said of that."""
     metadata = view.pools.get(pool.spec.rados_name, data)
     data = replace(data, full=data.full or metadata.full, over_quota=data.over_quota or metadata.over_quota)
     refused = [item for item in pool.status.conditions if item.name in ("near-full", "full")]
     if refused and not data.full and not room_told(view):
         return False, refused  # with no manager to tell how full it is, it is as full as it was
-    return fullness(pool.spec, view, data, load.spec.warn_percent / 100, not refused)
+    return fullness(pool.spec, view, data, load.spec.warn_percent / 100, not refused, when)
 
 
 def _reason(load: Load, pool: PoolRow, stranger: str, failure: str) -> str:
@@ -144,6 +162,8 @@ def unreachable(tx: Tx, load: Load, reason: str) -> None:
     """Nothing new is begun in pools of a cluster that does not answer."""
     message = f"the cluster does not answer: {reason}"
     for pool in load.pools:
+        if pool.leaving:
+            _stays(tx, pool, f"{message}; it is deleted as soon as it does")
         if pool.leaving or (pool.status.conditions and pool.status.conditions[0].name == "unreachable"):
             continue
         condition = Condition(name="unreachable", level="error", message=message, since=tx.now)

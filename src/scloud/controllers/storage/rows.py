@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scloud.model.kinds import Kind, State
 from scloud.model.specs import NodeSpec
 from scloud.model.statuses import NodeStatus
-from scloud.model.storage import PoolSpec, PoolStatus, StorageClusterSpec, StorageClusterStatus
+from scloud.model.storage import Device, PoolSpec, PoolStatus, StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph.layout import Site, Spot, spots
+from scloud.reconcile.ceph.removal import stranded
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, children, find_many
 
@@ -105,3 +107,15 @@ def spots_of(tx: Tx, row: Resource, spec: StorageClusterSpec | None = None) -> l
         return spots(spec.devices, sites_of(tx, spec.nodes))
     seen = row.status_as(StorageClusterStatus).osds
     return [Spot(osd.place, osd.media, osd.total_mib) for osd in seen if osd.taken_in]
+
+
+def in_place(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
+    """Uuids of devices to be replaced whose data have nowhere else to go."""
+    kept = [pool.spec for pool in pools_of(tx, row.id) if not pool.leaving]
+    return filled_in_place(spec.devices, spots_of(tx, row, spec), kept)
+
+
+def filled_in_place(devices: Iterable[Device], left: Sequence[Spot], pools: Iterable[PoolSpec]) -> set[str]:
+    """The same, of devices, the places of those that stay, and the pools that stay."""
+    waiting = {device.uuid for device in devices if device.out and device.replace_path is not None}
+    return waiting if waiting and stranded(pools, left) else set()

@@ -47,6 +47,7 @@ class FakeDomain:
     paused: bool = False
     moving: bool = False
     complete: bool = False
+    halved: bool = False
     off_reason: OffReason = "unknown"
     cpus: int = 0
     memory_mib: int = 0
@@ -456,6 +457,7 @@ def _facts(domain: FakeDomain) -> DomainFacts:
         paused=domain.paused,
         moving=domain.moving,
         complete=domain.complete,
+        halved=domain.running and domain.halved,
         off_reason="unknown" if domain.running else domain.off_reason,
         cpus=domain.cpus,
         memory_mib=domain.memory_mib,

@@ -17,6 +17,15 @@ from scloud.model.migrations import MoveProgress
 MOVE_TIMEOUT_S = 7 * 86400.0
 """The caller ends a migration by cancelling it, not by giving up on the call."""
 PAUSED_BY_MOVE = frozenset({libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
+_HALVED = frozenset(
+    {
+        # At the source the guest has been let run at the target, whatever came of that.
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
+        # At the target it stands still at the next page that has not come.
+        (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED),
+    }
+)
 _MIB = 1024 * 1024
 
 
@@ -53,6 +62,11 @@ def migrate(domain: Any, spec: DomainSpec, route: MoveRoute, options: MoveOption
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
     domain.migrateSetMaxDowntime(options.downtime_ms)
     domain.migrateToURI3(f"qemu+unix:///system?socket={route.control}", parameters, flags)
+
+
+def halved(state: int, reason: int) -> bool:
+    """Whether part of the guest's memory is at another node, and the guest may not run on here."""
+    return (state, reason) in _HALVED
 
 
 def progress_of(domain: Any) -> MoveProgress | None:

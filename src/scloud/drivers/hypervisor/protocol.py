@@ -65,6 +65,9 @@ class DomainFacts(Value):
     """Paused by a migration under way: at the target not all has come, at the source it does not run any more."""
     complete: bool = False
     """It has come by a migration, all of it, and waits to be let run."""
+    halved: bool = False
+    """By post-copy it was to run at another node, or came from there so, and part of its memory is on the other side.
+    What is here must never run on by itself."""
     off_reason: Literal["guest", "requested", "crashed", "unknown"] = "unknown"
     cpus: int
     memory_mib: int

@@ -94,6 +94,7 @@ async def _ask(way: Way, targets: list[str], count: int, interval_s: float) -> d
         wire.bind((way.device, ETHERTYPE_ARP))
         mac = wire.getsockname()[4]
         waiting: set[str] = set()
+        unsent: set[str] = set()
 
         def take() -> None:
             with contextlib.suppress(BlockingIOError, InterruptedError, OSError):
@@ -108,10 +109,12 @@ async def _ask(way: Way, targets: list[str], count: int, interval_s: float) -> d
             for _ in range(count):
                 waiting |= set(targets)
                 for target in targets:
-                    with contextlib.suppress(OSError):  # a device that is down carries no question and no answer
+                    try:
                         wire.send(request(mac, way.source, target))
+                    except OSError:  # a device that is down carries no question: that there is no answer says nothing
+                        unsent.add(target)
                 await asyncio.sleep(interval_s)
                 waiting.clear()
         finally:
             loop.remove_reader(wire.fileno())
-    return heard
+    return {address: count for address, count in heard.items() if count or address not in unsent}

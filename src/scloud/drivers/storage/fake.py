@@ -15,6 +15,7 @@ from scloud.drivers.storage.place import FilePlace
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
 from scloud.model.desired import DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.observed import PoolLeft
 from scloud.model.snapshots import DiskLimits
 
 MIB = 1024 * 1024
@@ -92,8 +93,17 @@ class FakeDisk:
     fenced: set[str] = field(default_factory=set)
     strangers: set[str] = field(default_factory=set)
     """Names of what somebody else has put there."""
+    half_removed: dict[str, int] = field(default_factory=dict)
+    """MiB that are left of what a disk was, because who removed it was killed."""
+    locked: dict[str, str] = field(default_factory=dict)
+    """Disks that are locked by somebody who is gone."""
+    unmeasured: set[str] = field(default_factory=set)
+    """Disks of which it is not known what they occupy."""
+    left: PoolLeft = field(default_factory=PoolLeft)
+    """What is told besides."""
     capacity_mib: int = 1024 * 1024
     call_s: float = 0.0
+    answer_s: float = 0.0
     copy_s_per_mib: float = 0.0
     volumes: dict[str, FakeVolume] = field(default_factory=dict)
     images: dict[Path, FakeImage] = field(default_factory=dict)
@@ -120,6 +130,7 @@ class FakeDisk:
 
     def free(self) -> int:
         used = sum(volume.used_mib for volume in self.volumes.values()) + sum(self.partial.values())
+        used += sum(self.half_removed.values())
         return max(0, self.capacity_mib - self.filled_mib - used)
 
     def write(self, disk: str, offset: int, data: bytes) -> None:
@@ -215,7 +226,7 @@ class FakeStorage:
             state = self._disk
             existing = state.volumes.get(disk)
             if existing is not None and existing.incarnation == incarnation:
-                return _facts(existing)
+                return self._facts(existing)
             content, origin = self._beginning(source)
             if content.size_mib > size_mib:
                 raise invalid("size_mib", f"must be at least the image's {content.size_mib} MiB, not {size_mib}")
@@ -242,7 +253,7 @@ class FakeStorage:
                 state.bases.setdefault(source.image, content.source)
             content = replace(content, size_mib=size_mib, image_mib=0 if origin else content.image_mib)
             made = state.volumes[disk] = FakeVolume(disk, incarnation, content, making, origin)
-            return _facts(made)
+            return self._facts(made)
 
     async def resize(self, disk: str, size_mib: int) -> None:
         async with self._lock(disk):
@@ -259,15 +270,50 @@ class FakeStorage:
             if disk in self._disk.volumes:
                 self._refuse_users(self._disk.volumes[disk])
                 del self._disk.volumes[disk]
+            self._disk.half_removed.pop(disk, None)
+
+    async def remains(self, disk: str) -> bool:
+        await self._enter("remains")
+        return disk in self._disk.half_removed
+
+    async def clear(self, disk: str) -> None:
+        async with self._lock(disk):
+            await self._enter("clear")
+            self._disk.half_removed.pop(disk, None)
+
+    async def left(self) -> PoolLeft:
+        await self._enter("left")
+        half_removed = tuple(f"disk/{disk}" for disk in sorted(self._disk.half_removed))
+        return self._disk.left.model_copy(update={"half_removed": half_removed})
+
+    async def mend(self, disk: str) -> None:
+        async with self._lock(disk):
+            await self._enter("mend")
+            if disk not in self._disk.in_use:
+                self._disk.locked.pop(disk, None)
+                self._disk.unmeasured.discard(disk)
 
     async def show(self, disk: str) -> DiskFacts | None:
         await self._enter("show")
         volume = self._disk.volumes.get(disk)
-        return None if volume is None else _facts(volume)
+        return None if volume is None else self._facts(volume)
 
     async def disks(self) -> list[DiskFacts]:
         await self._enter("disks")
-        return [_facts(volume) for _, volume in sorted(self._disk.volumes.items())]
+        return [self._facts(volume) for _, volume in sorted(self._disk.volumes.items())]
+
+    def _facts(self, volume: FakeVolume) -> DiskFacts:
+        locked = self._disk.locked.get(volume.disk)
+        return DiskFacts(
+            disk=volume.disk,
+            size_mib=volume.size_mib,
+            used_mib=None if volume.disk in self._disk.unmeasured else volume.used_mib,
+            incarnation=volume.incarnation,
+            snapshots=tuple((snapshot, content.size_mib) for snapshot, content in volume.snapshots.items()),
+            rolled_back=volume.rolled_back,
+            origin=volume.origin,
+            abandoned=() if locked is None or volume.disk in self._disk.in_use else (locked,),
+        )
 
     async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
         await self._enter("owners")
@@ -347,6 +393,13 @@ class FakeStorage:
         await self._enter("is_fenced")
         return node in self._disk.fenced
 
+    def answer_s(self) -> float:
+        return self._disk.answer_s
+
+    async def is_cut_off(self) -> bool:
+        await self._enter("is_cut_off")
+        return self._node in self._disk.fenced
+
     async def unfence(self, node: str) -> None:
         await self._enter("unfence")
         self._disk.fenced.discard(node)
@@ -388,15 +441,3 @@ class FakePools:
     def open(self, store: DesiredStore, pool: StorePool) -> FakeStorage:
         self.opened.append(pool.id)
         return FakeStorage(self.pools.setdefault(pool.id, FakeDisk(shared=True)), self._node)
-
-
-def _facts(volume: FakeVolume) -> DiskFacts:
-    return DiskFacts(
-        disk=volume.disk,
-        size_mib=volume.size_mib,
-        used_mib=volume.used_mib,
-        incarnation=volume.incarnation,
-        snapshots=tuple((snapshot, content.size_mib) for snapshot, content in volume.snapshots.items()),
-        rolled_back=volume.rolled_back,
-        origin=volume.origin,
-    )

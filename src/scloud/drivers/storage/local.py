@@ -23,6 +23,7 @@ from scloud.drivers.storage.files import Snap, Version
 from scloud.drivers.storage.place import FilePlace
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.observed import PoolLeft
 from scloud.model.snapshots import DiskLimits
 
 MIB = 1024 * 1024
@@ -79,6 +80,19 @@ class LocalStorage:
         files.check("disk", disk)
         async with self._locks[disk]:
             await asyncio.to_thread(self._unlink, disk)
+
+    async def remains(self, disk: str) -> bool:
+        """What a crash leaves is swept before anything is asked."""
+        return False
+
+    async def clear(self, disk: str) -> None:
+        return None
+
+    async def left(self) -> PoolLeft:
+        return PoolLeft()
+
+    async def mend(self, disk: str) -> None:
+        return None
 
     async def show(self, disk: str) -> DiskFacts | None:
         return self._facts(disk)
@@ -164,6 +178,12 @@ class LocalStorage:
         return None
 
     async def is_fenced(self, node: str) -> bool:
+        return False
+
+    def answer_s(self) -> float:
+        return 0.0
+
+    async def is_cut_off(self) -> bool:
         return False
 
     async def unfence(self, node: str) -> None:

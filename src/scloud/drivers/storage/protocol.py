@@ -16,6 +16,7 @@ from typing import Protocol
 from scloud.drivers.storage.place import Place
 from scloud.model.base import Value
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import PoolLeft
 from scloud.model.snapshots import DiskLimits
 
 
@@ -29,7 +30,8 @@ class StillOpen(CloudError):
 
 
 class DiskFacts(Value):
-    """`incarnation` is the number the disk was made with; `used_mib` is what it really occupies.
+    """`incarnation` is the number the disk was made with; `used_mib` is what it really occupies, None if that cannot be
+    told.
 
     `rolled_back` is the number of the last roll back that was carried out. `origin` is what it still depends on: an
     image (`image/ID`) or a snapshot (`snapshot/ID`).
@@ -37,12 +39,14 @@ class DiskFacts(Value):
 
     disk: str
     size_mib: int
-    used_mib: int
+    used_mib: int | None
     incarnation: int = 0
     snapshots: tuple[tuple[str, int], ...] = ()
     """(id, size in MiB when it was taken) of each, oldest first."""
     rolled_back: int = 0
     origin: str | None = None
+    abandoned: tuple[str, ...] = ()
+    """Addresses of those who have it locked and are gone, if nobody has it open; now and then it is not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,24 @@ class Storage(Protocol):
 
     async def delete(self, disk: str) -> None:
         """With its snapshots; `IN_USE` if disks were made from one of them, `StillOpen` if it is open."""
+        ...
+
+    async def remains(self, disk: str) -> bool:
+        """Whether there is more of a disk than `show` tells: what it was before it was made anew, or what was about to
+        be deleted when somebody died. `delete` takes it along."""
+        ...
+
+    async def left(self) -> PoolLeft:
+        """What there is beside disks, snapshots and images, but for locks."""
+        ...
+
+    async def mend(self, disk: str) -> None:
+        """Break the locks of those who are gone, and have what it occupies be known again; nothing to do while anybody
+        has it open."""
+        ...
+
+    async def clear(self, disk: str) -> None:
+        """Remove what `remains` is about; `StillOpen` while that is open."""
         ...
 
     async def show(self, disk: str) -> DiskFacts | None: ...
@@ -163,6 +185,16 @@ class Storage(Protocol):
         ...
 
     async def is_fenced(self, node: str) -> bool: ...
+
+    def answer_s(self) -> float:
+        """Seconds that `is_fenced` took last, connecting included, or has waited by now if that is longer; 0
+        without an answer in the last minute, and of storage that only the node itself uses."""
+        ...
+
+    async def is_cut_off(self) -> bool:
+        """Whether this node itself is, as those know who decide it; also while some of the disks do not answer.
+        `CloudError(UNAVAILABLE)` if it cannot be known so."""
+        ...
 
     async def unfence(self, node: str) -> None:
         """Let it back in, once whatever ran there is known to be gone."""

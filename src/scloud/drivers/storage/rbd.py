@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from scloud.drivers.storage import rbd_fence
 from scloud.drivers.storage import rbd_names as names
+from scloud.drivers.storage.answer_clock import AnswerClock
 from scloud.drivers.storage.extents import Extent
 from scloud.drivers.storage.place import RbdPlace, secret_of
 from scloud.drivers.storage.protocol import DiskFacts, Source, StillOpen
@@ -29,6 +30,7 @@ from scloud.drivers.storage.rbd_cluster import Cluster, Session, refuse_fenced, 
 from scloud.drivers.storage.rbd_images import Images
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind
+from scloud.model.observed import PoolLeft
 from scloud.model.snapshots import DiskLimits
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 MIB = 1024 * 1024
 SWEEP_AGAIN_S = 30.0
 """A client that was killed counts as having an image open for so long."""
+TRASH_EVERY_S = 600.0
+"""How often it is looked whether somebody, who may never come back, was killed while it removed something."""
 AT_ONCE = 4
 """Extents told by one trip to a thread."""
 Result = TypeVar("Result")
@@ -62,6 +66,7 @@ class RbdStorage:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._sweeping: asyncio.Task[None] | None = None
         self._use = cluster.join(pool.name, pool.data)
+        self._clock = AnswerClock()
 
     async def _run(
         self,
@@ -91,14 +96,19 @@ class RbdStorage:
         return await self._cluster.run(doing, work, stop=stop, long=long)
 
     async def _sweep(self) -> None:
-        """Until it was done once; nobody waits for it."""
+        """What this node left is looked for until it was done once, what was half removed for ever; nobody waits."""
+        swept = False
         while True:
+            again_s = SWEEP_AGAIN_S
             try:
-                await self._run("remove what was left unfinished", self._images.sweep, long=True)
-                return
+                if not swept:
+                    await self._run("remove what was left unfinished", self._images.sweep, long=True)
+                    swept = True
+                if await self._run("end what was half removed", self._images.end_removals, long=True):
+                    again_s = TRASH_EVERY_S
             except CloudError as error:
                 log.info("%s", error)
-                await asyncio.sleep(SWEEP_AGAIN_S)
+            await asyncio.sleep(again_s)
 
     # --- disks
 
@@ -149,13 +159,32 @@ class RbdStorage:
         async with self._locks[disk]:
             await self._run(f"delete disk {disk}", lambda context: self._images.delete(context, disk), long=True)
 
+    async def remains(self, disk: str) -> bool:
+        return await self._run(f"look what is left of disk {disk}", lambda context: self._images.remains(context, disk))
+
+    async def clear(self, disk: str) -> None:
+        async with self._locks[disk]:
+            await self._run(
+                f"remove what disk {disk} was before", lambda context: self._images.clear(context, disk), long=True
+            )
+
+    async def mend(self, disk: str) -> None:
+        async with self._locks[disk]:
+            await self._run(f"mend disk {disk}", lambda context: self._images.mend(context, disk), long=True)
+
+    async def left(self) -> PoolLeft:
+        return await self._run("look what else there is", self._images.left)
+
     async def show(self, disk: str) -> DiskFacts | None:
-        return await self._run(f"look at disk {disk}", lambda context: self._images.facts(context, disk))
+        return await self._show(disk)
+
+    async def _show(self, disk: str, *, closely: bool = False) -> DiskFacts | None:
+        return await self._run(f"look at disk {disk}", lambda context: self._images.facts(context, disk, closely))
 
     async def disks(self) -> list[DiskFacts]:
         found = await self._run("list disks", self._images.names)
         disks = sorted({one[0] for one in map(names.parse_disk, found) if one is not None})
-        facts = await asyncio.gather(*(self.show(disk) for disk in disks))
+        facts = await asyncio.gather(*(self._show(disk, closely=True) for disk in disks))
         return [one for one in facts if one is not None]
 
     async def owners(self, objects: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -277,10 +306,18 @@ class RbdStorage:
         await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, data, node), long=True)
 
     async def is_fenced(self, node: str) -> bool:
-        return await self._cluster.run(
-            f"ask whether {node} is fenced",
-            lambda session: rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), node),
-        )
+        with self._clock.request():
+            return await self._cluster.run(
+                f"ask whether {node} is fenced",
+                lambda session: rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), node),
+            )
+
+    def answer_s(self) -> float:
+        return self._clock.seconds()
+
+    async def is_cut_off(self) -> bool:
+        """The monitors are asked: placement groups whose OSDs have just died say nothing for some seconds."""
+        return await self._cluster.run("ask whether this node is cut off", rbd_fence.is_cut_off)
 
     async def unfence(self, node: str) -> None:
         pools = self._cluster.pools()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ OPTIONS = {
     "rados osd op timeout": "30",
     # Clones of snapshots that are protected: known to every cluster, and what depends on what can be told.
     "rbd default clone format": "1",
+    # What is deleted is gone, however a cluster that was adopted is set: our own trash is the manager's.
+    "rbd move to trash on remove": "false",
 }
 _KINDS = {
     errno.ENOENT: ErrorKind.NOT_FOUND,
@@ -47,6 +50,8 @@ _KINDS = {
     errno.EPERM: ErrorKind.FORBIDDEN,
     errno.ESHUTDOWN: ErrorKind.CONFLICT,
 }
+_ENDS_SESSION = (errno.ESHUTDOWN, errno.ENOTCONN, errno.EPERM, errno.EACCES)
+"""It was cut off; or its key was allowed less when the session began, and the OSDs go by that."""
 _WORDS = {
     errno.ETIMEDOUT: "the storage cluster does not answer; see `scloud storage-cluster show`",
     errno.EACCES: "the storage cluster does not take this node's key",
@@ -57,6 +62,8 @@ _WORDS = {
 }
 
 
+FORMER = 8
+"""How many of an agent's former sessions are remembered."""
 FULL_FORCE = 128
 """LIBRADOS_OPERATION_FULL_FORCE, which the binding has no name for: in a full pool, it is carried out all the same."""
 
@@ -94,13 +101,15 @@ class PoolUse:
 
 
 class Session:
-    """One connection to the cluster, with an I/O context for each use of a pool and thread."""
+    """One connection to the cluster, with an I/O context for each use of a pool and thread. `others` are the addresses
+    of this agent's former ones."""
 
-    def __init__(self, access: ClusterAccess) -> None:
+    def __init__(self, access: ClusterAccess, others: Iterable[str] = ()) -> None:
         conf = {**OPTIONS, "mon host": access.mon_host, "key": access.key}
         self.rados = new_handle(f"client.{access.user}", conf)
         self.rados.connect()
         self.address = _address(self.rados.get_addrs())
+        self._told = " ".join((self.address, *others))
         self._local = threading.local()
         self._registered: WeakSet[PoolUse] = WeakSet()
 
@@ -119,15 +128,20 @@ class Session:
         if use not in self._registered:
             refuse_fenced(context, node)
             try:
-                set_omap(context, names.SESSIONS, node, self.address)
+                set_omap(context, names.SESSIONS, node, self._told)
             except rados.ObjectNotFound:
                 # Only a pool that is gone has no room for an object: by its name was found one that was there before,
                 # and now this session knows better.
                 context = self.open(use.name)
                 refuse_fenced(context, node)
-                set_omap(context, names.SESSIONS, node, self.address)
+                set_omap(context, names.SESSIONS, node, self._told)
             self._registered.add(use)
         return context
+
+    @property
+    def registered(self) -> bool:
+        """Whether some pool knows which node it is of: it was let in, and will be found if that node is cut off."""
+        return bool(self._registered)
 
     def open(self, pool: str) -> Any:
         """An I/O context of a pool.
@@ -153,6 +167,8 @@ class Cluster:
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, f"rbd-long-{access.cluster}")
         self._connecting = threading.Lock()
         self._session: Session | None = None
+        self._former: deque[str] = deque(maxlen=FORMER)
+        """Addresses of sessions that are asked nothing new, and may have work under way: those, too, can be cut off."""
         self.closed = False
 
     def pools(self) -> list[str]:
@@ -164,8 +180,11 @@ class Cluster:
         return sorted({use.data for use in self._uses if use.data is not None})
 
     def join(self, pool: str, data: str | None) -> PoolUse:
+        """A session can do what its key was allowed when it began: a pool more is for the next one."""
         use = PoolUse(pool, data)
         self._uses.add(use)
+        with self._connecting:
+            self._retire(self._session)
         return use
 
     async def leave(self, use: PoolUse) -> bool:
@@ -213,27 +232,34 @@ class Cluster:
             try:
                 return work(session)
             except (rados.Error, rbd.Error) as error:
-                if code_of(error) in (errno.ESHUTDOWN, errno.ENOTCONN):
-                    self._drop(session)
+                if code_of(error) in _ENDS_SESSION:
+                    with self._connecting:
+                        self._retire(session)
                 raise
 
     def _connected(self) -> Session:
         with self._connecting:
             if self._session is None:
-                self._session = Session(self.access)
+                self._session = Session(self.access, self._former)
             return self._session
 
-    def _drop(self, session: Session) -> None:
-        """Others may be in the middle of a call of it: it is left to them, and to whoever collects it."""
-        with self._connecting:
-            if self._session is session:
-                self._session = None
+    def _retire(self, session: Session | None) -> None:
+        """Others may be in the middle of a call of it, or have an image open: it is left to them, and to whoever
+        collects it."""
+        if session is not None and self._session is session:
+            self._session = None
+            self._former.append(session.address)
+            self._threads.submit(_let_go, session)
 
     def _end(self) -> None:
         with self._connecting:
             session, self._session = self._session, None
         if session is not None:
             session.end()
+
+
+def _let_go(session: Session) -> None:
+    """The last who holds it closes its connections, which takes a moment: that is to be a thread."""
 
 
 @contextmanager
@@ -246,7 +272,11 @@ def explained(doing: str) -> Iterator[None]:
 
 def omap(context: Any, name: str) -> dict[str, str]:
     """All of an object's omap; nothing of one that is not there."""
-    found: dict[str, str] = {}
+    return {key: value.decode() for key, value in omap_bytes(context, name).items()}
+
+
+def omap_bytes(context: Any, name: str) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
     after = ""
     while True:
         with rados.ReadOpCtx() as operation:
@@ -255,7 +285,7 @@ def omap(context: Any, name: str) -> dict[str, str]:
                 context.operate_read_op(operation, name)
             except rados.ObjectNotFound:
                 return found
-            page = {str(key): bytes(value or b"").decode() for key, value in rows}
+            page = {str(key): bytes(value or b"") for key, value in rows}
         if not page:
             return found
         found |= page

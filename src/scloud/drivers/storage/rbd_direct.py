@@ -127,6 +127,11 @@ def unmake(context: Any, name: str, identity: str, parent: Parent | None) -> Non
     for piece in ("rbd_object_map", "rbd_header"):
         with suppress(rados.ObjectNotFound):
             context.remove_object(f"{piece}.{identity}")
+    unlist(context, name, identity)
+
+
+def unlist(context: Any, name: str, identity: str) -> None:
+    """Take an image off the pool's directory."""
     with suppress(rados.ObjectNotFound):
         context.execute(_DIRECTORY, "rbd", "dir_remove_image", _text(name) + _text(identity))
 
@@ -178,6 +183,11 @@ def make_trash(context: Any) -> None:
     with rados.WriteOpCtx() as operation:
         operation.new(_SHARED)
         context.operate_write_op(operation, _TRASH, flags=FULL_FORCE)
+
+
+def set_trash_state(context: Any, identity: str, state: int, before: int) -> None:
+    """Of an image in the trash. rados.Error if it was neither of both."""
+    context.execute(_TRASH, "rbd", "trash_state_set", _text(identity) + bytes([state, before]))
 
 
 def forget_name(context: Any, name: str) -> None:

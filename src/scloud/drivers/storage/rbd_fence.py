@@ -65,6 +65,14 @@ def is_fenced(session: Session, context: Any, node: str) -> bool:
     return set(found[node].split()) <= listed
 
 
+def is_cut_off(session: Session) -> bool:
+    """Whether the session itself is on the list. Whoever fences its node puts it there, if it was written down."""
+    if not session.registered:
+        raise CloudError(ErrorKind.UNAVAILABLE, "this session has no pool yet, and would not be found")
+    listed = {_plain(entry["addr"]) for entry in _command(session, {"prefix": "osd blocklist ls"})}
+    return session.address in listed
+
+
 def unfence(session: Session, pools: list[str], node: str) -> None:
     """What was cut off is dead by now: where this key may not take it off the list, it stays there."""
     for pool in _pools(session).keys() & pools:
@@ -95,7 +103,7 @@ def _addresses(context: Any, session: Session, node: str) -> set[str]:
     A disk on its way between two nodes is open on both, and only one of them is to be cut off.
     """
     agents = omap(context, names.SESSIONS)
-    found = {agents[node]} if node in agents else set()
+    found = set(agents.get(node, "").split())
     for name in _disks_of(context, node):
         with suppress(rbd.ImageNotFound), rbd.Image(context, name, read_only=True) as image:
             found |= {watcher["addr"] for watcher in image.watchers_list()}
@@ -107,10 +115,10 @@ def _addresses(context: Any, session: Session, node: str) -> set[str]:
 def own(addresses: set[str], agents: Mapping[str, str], node: str) -> set[str]:
     """Those of the addresses, IP:PORT/NONCE, that may be the node's: neither another node's agent, nor of its IP.
 
-    `agents` has the address of each node's agent. Nodes that share an IP cannot be told apart by it.
+    `agents` has the addresses of each node's agent. Nodes that share an IP cannot be told apart by it.
     """
-    others = {address for other, address in agents.items() if other != node}
-    elsewhere = {_ip(address) for address in others} - {_ip(agents.get(node, ""))}
+    others = {address for other, told in agents.items() if other != node for address in told.split()}
+    elsewhere = {_ip(address) for address in others} - {_ip(address) for address in agents.get(node, "").split()}
     return {one for one in addresses if one and one not in others and _ip(one) not in elsewhere}
 
 

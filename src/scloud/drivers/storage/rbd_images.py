@@ -6,6 +6,7 @@ import itertools
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,14 +15,17 @@ from typing import Any
 import rados
 import rbd
 
-from scloud.drivers.storage import extents, rbd_direct
+from scloud.drivers.storage import extents, rbd_direct, rbd_trash
 from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.protocol import DiskFacts, FromImage, FromSnapshot, Source, StillOpen
 from scloud.drivers.storage.rbd_bytes import origin_of
+from scloud.drivers.storage.rbd_cluster import omap, remove_omap
 from scloud.drivers.storage.rbd_direct import Parent
+from scloud.drivers.storage.rbd_trash import Trashed
 from scloud.drivers.storage.rbd_turn import Turn, turn
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind, invalid
+from scloud.model.observed import PoolLeft
 
 MIB = 1024 * 1024
 FEATURES = 61
@@ -29,6 +33,8 @@ FEATURES = 61
 OBJECT_MIB = 4
 """Of an image's bytes in each object: what RBD does unless it is told otherwise."""
 MEASURE_EVERY_S = 50.0
+BROKEN_OFF_S = 20.0
+"""Who removes an image has it open, but for a moment: a removal that is known so long and has nobody at it is dead."""
 _PROCESS = secrets.token_hex(4)
 _serials = itertools.count()
 _INVALID_MAP = 3
@@ -44,10 +50,12 @@ class Images:
         self._data = data
         self._known: dict[str, int] = {}
         """Incarnations, as last seen; another node may have changed them."""
-        self._used: dict[str, tuple[float, int]] = {}
+        self._used: dict[str, tuple[float, int | None]] = {}
         self._bases: dict[str, Parent] = {}
         """Bases that were there when they were last looked at."""
         self._unfinished: set[str] = set()
+        self._removals: dict[str, float] = {}
+        """Removals that are under way or broken off, by the image's id: since when they have been seen."""
 
     # --- looking
 
@@ -121,9 +129,11 @@ class Images:
         with self.opened(context, disk):
             return names.disk_image(disk, self._known[disk])
 
-    def facts(self, context: Any, disk: str) -> DiskFacts | None:
+    def facts(self, context: Any, disk: str, closely: bool = False) -> DiskFacts | None:
+        """For locks of those who are gone it is only looked `closely`, or when what it occupies is measured."""
         try:
             with self.opened(context, disk) as image:
+                closely = closely or self._is_to_be_measured(disk)
                 metadata = dict(image.metadata_list())
                 snapshots = sorted(_snapshots(image), key=lambda snap: int(snap["id"]))
                 return DiskFacts(
@@ -134,29 +144,48 @@ class Images:
                     snapshots=tuple((snap["name"], snap["size"] // MIB) for snap in snapshots),
                     rolled_back=int(metadata.get(names.ROLLED_BACK, 0)),
                     origin=origin_of(image),
+                    abandoned=_abandoned(image) if closely else (),
                 )
         except CloudError as error:
             if error.kind == ErrorKind.NOT_FOUND:
                 return None
             raise
 
-    def _measured(self, disk: str, image: Any) -> int:
-        """MiB that it occupies beside what it shares: from the object map, which is one small object."""
-        at, used = self._used.get(disk, (0.0, 0))
-        now = time.monotonic()
-        if disk in self._used and now - at < MEASURE_EVERY_S:
-            return used
+    def _is_to_be_measured(self, disk: str) -> bool:
+        return disk not in self._used or time.monotonic() - self._used[disk][0] >= MEASURE_EVERY_S
+
+    def _measured(self, disk: str, image: Any) -> int | None:
+        """MiB that it occupies beside what it shares: from the object map, which is one small object. None if that is
+        not to be trusted."""
+        if not self._is_to_be_measured(disk):
+            return self._used[disk][1]
+        total = 0
+
+        def count(_offset: int, length: int, exists: bool) -> None:
+            nonlocal total
+            total += length if exists else 0
+
+        used: int | None = None
         if not image.flags() & _INVALID_MAP:
-            total = 0
-
-            def count(_offset: int, length: int, exists: bool) -> None:
-                nonlocal total
-                total += length if exists else 0
-
             image.diff_iterate(0, image.size(), None, count, include_parent=False, whole_object=True)
             used = (total + MIB - 1) // MIB
-        self._used[disk] = (now, used)
+        self._used[disk] = (time.monotonic(), used)
         return used
+
+    def mend(self, context: Any, disk: str) -> None:
+        """Break the locks of those who are gone, and make its object map anew if that is not to be trusted; nothing to
+        do while anybody has it open."""
+        with self.opened(context, disk) as image:
+            lockers, invalid_map = _lockers(image), image.flags() & _INVALID_MAP
+            if list(image.watchers_list()):
+                return
+        with self.opened(context, disk, write=True) as image:
+            for client, cookie, _ in lockers:  # and of nobody who has come since
+                with suppress(rbd.ImageNotFound):  # whoever it was is put on the blocklist for an hour
+                    image.break_lock(client, cookie)
+            if invalid_map:
+                image.rebuild_object_map()
+        self.changed(disk)
 
     def changed(self, disk: str) -> None:
         """What it occupies is to be measured anew."""
@@ -210,7 +239,7 @@ class Images:
         self.changed(disk)
         for old in versions:
             if old != incarnation:
-                self._remove(context, names.disk_image(disk, old))
+                self._remove_version(context, disk, old, "made anew")
         return made or self.facts(context, disk)
 
     def _parent(self, context: Any, source: Source | None, size_mib: int, stop: Callable[[], bool]) -> Parent | None:
@@ -340,26 +369,95 @@ class Images:
         for incarnation in versions:
             self._refuse_users(context, disk, incarnation)
         for incarnation in versions:
-            name = names.disk_image(disk, incarnation)
-            try:
-                self._remove(context, name)
-            except rbd.ImageBusy as error:
-                raise StillOpen(disk, _watchers(context, name), "deleted") from error
+            self._remove_version(context, disk, incarnation, "deleted")
+        self._end_removals_of(context, disk, "deleted")
+        remove_omap(context, names.NODES, disk)
         self._known.pop(disk, None)
         self.changed(disk)
 
+    def remains(self, context: Any, disk: str) -> bool:
+        """Whether there is more of a disk than its newest version: an older one, or one whose removal was begun."""
+        versions = self.versions(context, disk)
+        if len(versions) > 1 or _removals_of(context, disk):
+            return True
+        # Its name goes first when it is removed, and then it is taken off the directory.
+        return bool(versions) and rbd_direct.identity_of(context, names.disk_image(disk, versions[0])) is None
+
+    def clear(self, context: Any, disk: str) -> None:
+        """Remove all but its newest version."""
+        for old in self.versions(context, disk)[:-1]:
+            self._remove_version(context, disk, old, "rid of its former bytes")
+        self._end_removals_of(context, disk, "rid of its former bytes")
+
+    def _remove_version(self, context: Any, disk: str, incarnation: int, wanted: str) -> None:
+        name = names.disk_image(disk, incarnation)
+        try:
+            self._remove(context, name)
+        except rbd.ImageBusy as error:
+            raise StillOpen(disk, _watchers(context, name), wanted) from error
+
+    def _end_removals_of(self, context: Any, disk: str, wanted: str) -> None:
+        for one in _removals_of(context, disk):
+            try:
+                rbd_trash.finish(context, one)
+            except rbd.ImageBusy as error:
+                raise StillOpen(disk, (), wanted) from error
+
+    def left(self, context: Any) -> PoolLeft:
+        """What there is beside whole disks and bases."""
+        found = self.names(context)  # also what is being removed
+        entries = rbd_trash.trashed(context)
+        versions = [one[0] for one in map(names.parse_disk, found) if one is not None]
+        removed = [one[0] for one in (names.parse_disk(entry.name) for entry in entries if entry.removing) if one]
+        half = {disk for disk, count in Counter(versions).items() if count > 1} | set(removed)
+        fenced = omap(context, names.FENCED)
+        return PoolLeft(
+            partials=tuple(sorted((node, name) for name in found if (node := names.maker_of(name)) is not None)),
+            half_removed=tuple(sorted(f"disk/{disk}" for disk in half)),
+            trash=tuple(sorted(entry.name for entry in entries if not entry.removing)),
+            fenced=tuple(sorted((node, tuple(addresses.split())) for node, addresses in fenced.items())),
+        )
+
     def sweep(self, context: Any) -> None:
         """Remove what this node's former agents left unfinished, or finish it where only the old name was to go."""
+        failed: rbd.Error | None = None
         for name in self.names(context):
             final = names.left_over(self._node, _PROCESS, name)
             if final is None:
                 continue
-            identity = rbd_direct.listed_identity(context, name)
-            if identity is not None and rbd_direct.identity_of(context, final) == identity:
-                rbd_direct.complete_rename(context, name, identity, final)
-                rbd_direct.forget_name(context, name)
-            else:
-                self._clear(context, name, identity)
+            try:
+                identity = rbd_direct.listed_identity(context, name)
+                if identity is not None and rbd_direct.identity_of(context, final) == identity:
+                    rbd_direct.complete_rename(context, name, identity, final)
+                    rbd_direct.forget_name(context, name)
+                else:
+                    self._clear(context, name, identity)
+            except rbd.Error as error:
+                failed = failed or error  # most often it counts as open yet: the others need not wait for it
+        if failed is not None:
+            raise failed
+
+    def end_removals(self, context: Any) -> bool:
+        """End removals of ours, whoever began them, that nobody is at any more. False if there are some to come back
+        to. Nodes that do so at once, or whoever is at it after all, refuse each other, and one of them ends it."""
+        now = time.monotonic()
+        found = [one for one in rbd_trash.trashed(context) if one.removing and names.is_ours(one.name)]
+        self._removals = {one.identity: self._removals.get(one.identity, now) for one in found}
+        failed: rbd.Error | None = None
+        left = False
+        for one in found:
+            if now - self._removals[one.identity] < BROKEN_OFF_S or rbd_trash.is_watched(context, one):
+                left = True
+                continue
+            try:
+                rbd_trash.finish(context, one)
+            except rbd.ImageBusy:
+                left = True
+            except rbd.Error as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return not left
 
     def _remove(self, context: Any, name: str) -> None:
         """With its snapshots; nothing to do if it is not there."""
@@ -407,6 +505,25 @@ def _new(disk: str, size_mib: int, source: Source | None, incarnation: int) -> D
         case None:
             origin = None
     return DiskFacts(disk=disk, size_mib=size_mib, used_mib=0, incarnation=incarnation, origin=origin)
+
+
+def _removals_of(context: Any, disk: str) -> list[Trashed]:
+    """Of a disk's images, those whose removal was begun and is not ended."""
+    found = [one for one in rbd_trash.trashed(context) if one.removing]
+    return [one for one in found if (names.parse_disk(one.name) or ("", 0))[0] == disk]
+
+
+def _lockers(image: Any) -> list[tuple[str, str, str]]:
+    """(client, cookie, address)."""
+    return list((image.list_lockers() or {"lockers": []})["lockers"])
+
+
+def _abandoned(image: Any) -> tuple[str, ...]:
+    """Whose locks are left, if nobody has it open: who is alive and has it locked watches it."""
+    lockers = _lockers(image)
+    if not lockers or list(image.watchers_list()):
+        return ()
+    return tuple(sorted({address for _, _, address in lockers}))
 
 
 def _watchers(context: Any, name: str) -> list[str]:

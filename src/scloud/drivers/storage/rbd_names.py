@@ -57,6 +57,12 @@ def left_over(node: str, process: str, name: str) -> str | None:
     return match[2] if match[2].startswith("image-") else disk_image(match[2], int(match[3]))
 
 
+def maker_of(name: str) -> str | None:
+    """The node that is making something unfinished, or was."""
+    match = _PARTIAL.match(name)
+    return match[1] if match is not None else None
+
+
 def parse_disk(name: str) -> tuple[str, int] | None:
     """(disk, incarnation)."""
     match = _DISK.match(name)

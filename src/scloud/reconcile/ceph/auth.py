@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,24 @@ def plan(wanted: Iterable[Entity], gone: Iterable[str], present: Mapping[str, tu
             steps.append(mon(f"make {entity.name} known", "auth import", data=keyring(entity)))
     steps += [mon(f"forget {name}", "auth del", entity=name) for name in sorted(set(gone)) if name in present]
     return steps
+
+
+_POOL = re.compile(r"\bpool=([^\s,]+)")
+
+
+def reached(caps: Caps) -> set[str]:
+    """Names of the pools that capabilities name."""
+    return {name for text in caps.values() for name in _POOL.findall(text)}
+
+
+def taken(entity: str, pools: Collection[str]) -> str:
+    """Why a node's key is not made, in words: there is one of that name, which reaches pools of somebody else."""
+    node = entity.removeprefix(NODE_CLIENT)
+    return (
+        f"the cluster has a key {entity} already, which reaches pools that are not this cloud's "
+        f"({', '.join(sorted(pools))}): another cloud has a node of that name, and its key is left as it is; have "
+        f"other nodes than {node} use this cluster, or, if that cloud is gone, `ceph auth del {entity}`"
+    )
 
 
 NODE_CLIENT = "client.scloud-"

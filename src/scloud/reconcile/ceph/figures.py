@@ -25,7 +25,7 @@ def raw_factor(redundancy: str) -> float:
 
 
 def full_in_days(history: Sequence[tuple[float, int]], available_mib: int) -> float | None:
-    """When what is available will be used up, by the straight line that fits the history best."""
+    """When so much more will be used, by the straight line that fits the history best."""
     if len(history) < 3 or history[-1][0] - history[0][0] < LEAST_SPAN_S:
         return None
     count = len(history)
@@ -40,26 +40,68 @@ def full_in_days(history: Sequence[tuple[float, int]], available_mib: int) -> fl
 
 
 def cluster_capacity(view: View, provisioned_mib: int, history: Sequence[tuple[float, int]]) -> StorageCapacity:
-    available = view.available_bytes // MIB
+    """The forecast is of the fullest device, which decides, if all go on filling as they have."""
+    total, used = view.total_bytes // MIB, view.used_bytes // MIB
+    fullest = max(fill(view.osds, None), used / total if total else 0.0)
+
+    def room(limit: float) -> int:
+        return max(0, int(used * (limit / fullest - 1))) if fullest else int(total * limit)
+
     return StorageCapacity(
-        total_mib=view.total_bytes // MIB,
-        used_mib=view.used_bytes // MIB,
-        available_mib=available,
+        total_mib=total,
+        used_mib=used,
+        available_mib=view.available_bytes // MIB,
         provisioned_mib=provisioned_mib,
-        full_in_days=full_in_days(history, available),
+        refused_in_days=full_in_days(history, room(closing(view))),
+        full_in_days=full_in_days(history, room(view.full)),
     )
 
 
-def pool_capacity(seen: PoolSeen, provisioned_mib: int, history: Sequence[tuple[float, int]]) -> StorageCapacity:
-    """As its users see it; what is available is shared with the cluster's other pools."""
+def pool_capacity(
+    spec: PoolSpec, view: View, seen: PoolSeen, provisioned_mib: int, history: Sequence[tuple[float, int]]
+) -> StorageCapacity:
+    """As its users see it; what is available is shared with the cluster's other pools, and is what can be written until
+    the fullest device is full."""
     used, available = -(-seen.stored // MIB), seen.available // MIB
+    at, limit = pool_fill(spec, view, seen), closing(view)
+    open_mib = int(available * (limit - at) / (view.full - at)) if at < limit < view.full else 0
     return StorageCapacity(
         total_mib=used + available,
         used_mib=used,
         available_mib=available,
         provisioned_mib=provisioned_mib,
+        refused_in_days=full_in_days(history, open_mib),
         full_in_days=full_in_days(history, available),
     )
+
+
+def sooner(pool: StorageCapacity, cluster: StorageCapacity) -> StorageCapacity:
+    """The forecast of a pool that shares all its devices with others: those fill them, too."""
+
+    def first(*days: float | None) -> float | None:
+        return min((each for each in days if each is not None), default=None)
+
+    return pool.model_copy(
+        update={
+            "refused_in_days": first(pool.refused_in_days, cluster.refused_in_days),
+            "full_in_days": first(pool.full_in_days, cluster.full_in_days),
+        }
+    )
+
+
+def forecast(capacity: StorageCapacity) -> str:
+    """`; at this rate new disks are refused in 3 days and all writes wait in 9 days`, as far as it is so."""
+    words = []
+    if capacity.refused_in_days:
+        words.append(f"new disks are refused in {capacity.refused_in_days:g} days")
+    if capacity.full_in_days is not None:
+        words.append(f"all writes wait in {capacity.full_in_days:g} days")
+    return f"; at this rate {' and '.join(words)}" if words else ""
+
+
+def closing(view: View) -> float:
+    """Fill of the fullest device at which new disks are refused, 0..1."""
+    return min(REFUSE, view.nearfull)
 
 
 def fill(osds: Iterable[OsdSeen], media: str | None) -> float:
@@ -79,11 +121,18 @@ def room_told(view: View) -> bool:
     return any(osd.total_kib for osd in view.osds)
 
 
-def fullness(spec: PoolSpec, view: View, seen: PoolSeen, warn: float, accepted: bool) -> tuple[bool, list[Condition]]:
-    """Whether the pool takes new disks, and what is to be said of its room. `accepted` is whether it did until now."""
+def pool_fill(spec: PoolSpec, view: View, seen: PoolSeen) -> float:
+    """Of the fullest device that the pool may use, 0..1."""
     # Ceph's share of a pool is 1 when its devices are at the full ratio; brought to the scale of the devices' fill.
-    used = max(fill(view.osds, spec.media.value if spec.media else None), seen.used_fraction * view.full)
-    limit = min(REFUSE, view.nearfull)
+    return max(fill(view.osds, spec.media.value if spec.media else None), seen.used_fraction * view.full)
+
+
+def fullness(
+    spec: PoolSpec, view: View, seen: PoolSeen, warn: float, accepted: bool, when: str = ""
+) -> tuple[bool, list[Condition]]:
+    """Whether the pool takes new disks, and what is to be said of its room. `accepted` is whether it did until now,
+    `when` its forecast in words."""
+    used, limit = pool_fill(spec, view, seen), closing(view)
     if seen.over_quota:
         message = (
             "the quota that somebody has set for it in Ceph is used up: ALL WRITES WAIT until there is room, reads go "
@@ -100,13 +149,13 @@ def fullness(spec: PoolSpec, view: View, seen: PoolSeen, warn: float, accepted: 
     if used >= limit or (not accepted and used >= limit - (REFUSE - ACCEPT_AGAIN)):
         message = (
             f"{used:.0%} of its fullest device is used: no new disks are made and none grows, so that those there are "
-            f"can go on being written; at {view.full:.0%} all writes would wait; add devices "
+            f"can go on being written; at {view.full:.0%} all writes would wait{when}; add devices "
             "(`scloud storage-cluster device add`) or delete disks"
         )
         return False, [Condition(name="near-full", level="error", message=message)]
     if used >= warn:
         message = (
-            f"{used:.0%} of its fullest device is used; from {limit:.0%} on it takes no new disks: add devices "
+            f"{used:.0%} of its fullest device is used; from {limit:.0%} on it takes no new disks{when}: add devices "
             "(`scloud storage-cluster device add`) or delete disks"
         )
         return True, [Condition(name="filling-up", level="warning", message=message)]

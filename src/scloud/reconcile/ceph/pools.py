@@ -82,6 +82,19 @@ def plan(wanted: Wanted, view: View, slow: Slow) -> list[Command]:
     return _in_waves(wanted, steps)
 
 
+def undeleted(failure: str, deployed: bool) -> str:
+    """Why a pool that is to be deleted is still there, and what to do; `failure` is what the cluster answered."""
+    if "mon_allow_pool_delete" not in failure:
+        return f"{failure}; it is tried again until it is gone"
+    remedy = (
+        # They are started with it: somebody has told those that run otherwise.
+        "`ceph tell mon.* config set mon_allow_pool_delete true`"
+        if deployed
+        else "`ceph config set mon mon_allow_pool_delete true`, and `false` again once it is gone"
+    )
+    return f"the cluster does not let pools be deleted ({failure}): {remedy}; it is tried again until it is gone"
+
+
 _WAVES = {"osd crush rule create-replicated": 0, "osd erasure-code-profile set": 0, "osd pool application set": 2}
 """What has to be there before the rest, and what comes after it."""
 

@@ -64,7 +64,8 @@ def _ways(spec: PoolSpec, spots: Sequence[Spot], media: str | None, have: int, n
     data, _ = copies_of(spec.redundancy)
     if data > 1 and have >= 3:
         more = 2 if have >= 6 else 1
-        ways.append(f"ec:{min(data, have - more)}+{more} over {_PLURAL[spec.fault_domain]}")
+        waits = " (which waits while one of its devices is dead)" if more == 1 else ""
+        ways.append(f"ec:{min(data, have - more)}+{more} over {_PLURAL[spec.fault_domain]}{waits}")
     if have >= 2 and (data > 1 or have < need):
         ways.append(f"replica:{min(have, 3)}")
     if spec.fault_domain is FaultDomain.HOST:
@@ -89,8 +90,9 @@ def min_size(redundancy: str) -> int:
 
 
 def metadata_copies(redundancy: str) -> int:
-    """How many copies an erasure-coded pool's metadata has: it survives as much as the data."""
-    return max(copies_of(redundancy)[1] + 1, 2)
+    """How many copies an erasure-coded pool's metadata has: it survives as much as the data, and no write is taken on
+    one copy alone. There are fault domains enough: the least such pool has three chunks."""
+    return max(copies_of(redundancy)[1] + 1, 3)
 
 
 def pg_num(osds: int, redundancy: str, *, small: bool = False) -> int:
@@ -116,5 +118,11 @@ def warning(redundancy: str) -> str:
         return (
             "while one of the two copies is away, what is written is on one device only and is lost if that one "
             "fails too; replica:3 has no such moment"
+        )
+    if more == 1:
+        return (
+            f"it takes reads and writes only while all {data + 1} chunks are there: with one device dead, what has a "
+            "chunk on it waits until that is back or rebuilt elsewhere, though nothing is lost; "
+            f"ec:{data}+2 and replica:3 go on meanwhile"
         )
     return ""
