@@ -388,7 +388,7 @@ class OvsRig:
     async def udp(
         self, source: str, ip: str, port: int, *, listening: bool = True, sizes: tuple[int, ...] = (10,)
     ) -> str:
-        return str(self.guests[source].ask("udp", ip=ip, port=port, sizes=sizes, wait=QUIET_S))
+        return str(self.guests[source].ask("udp", ip=ip, port=port, sizes=sizes, wait=ANSWER_S))
 
     async def tap_arp(self, node: str, tap: str, mac: str, ip: str, target: str) -> str | None:
         frame = "".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from ceph_bench import CLUSTER, Bench, fake_bench, new_key, real_bench, until
@@ -61,7 +62,7 @@ async def test_three_nodes_become_a_cluster_and_come_back_from_every_death(bench
         await bench.hosts["n1"].kill(name)
         assert await asyncio.wait_for(watch, 5.0) == name
         assert not (await bench.facts("n1"))[name].running
-        await bench.ensure("n1")
+        await until(partial(bench.ensure, "n1"), f"{name} is back")
         after = await bench.facts("n1")
         assert after[name].running and after[name].pid != before["n1"][name].pid
         assert {k: v.pid for k, v in after.items() if k != name} == {
@@ -91,7 +92,7 @@ async def test_what_is_not_wanted_any_more_goes(bench: Bench) -> None:
     assert await bench.ensure("n1") == {second.uuid: numbers[second.uuid]}
 
     bench.change("n1", monitor)
-    await bench.ensure("n1")
+    await until(lambda: bench.ensure("n1"), "only the monitor is wanted")
     facts = await bench.facts("n1")
     assert not facts[f"osd.{numbers[second.uuid]}"].running
     assert bench.hosts["n1"].holds(second.path), "an OSD that nobody names keeps its data"
@@ -117,6 +118,10 @@ async def test_commands_and_their_answers(bench: Bench, capfd: pytest.CaptureFix
     with pytest.raises(CloudError) as error:
         await bench.ask("config-key get", key="scloud/none")
     assert error.value.kind is ErrorKind.NOT_FOUND and "config-key get" in error.value.message
+    assert await bench.ask("auth get-key", entity="client.admin") == {"key": bench.access.key}
+    with pytest.raises(CloudError) as error:
+        await bench.ask("auth get-key", entity="client.none")
+    assert error.value.kind is ErrorKind.NOT_FOUND
     with pytest.raises(CloudError) as error:
         await bench.ask("no such command")
     assert error.value.kind is ErrorKind.INVALID

@@ -247,8 +247,8 @@ async def test_the_thousandth_host_is_cheap(bench: LinuxBench) -> None:
     assert [file.stat().st_mtime_ns for file in files] == stamps
     begin = time.perf_counter()
     await bench.functions.ensure(spec.model_copy(update={"hosts": hosts}))
-    assert time.perf_counter() - begin < 0.25
+    assert time.perf_counter() - begin < 1.0
     # The new one is on another node: of the files only the names have changed.
     assert [file.stat().st_mtime_ns == stamp for file, stamp in zip(files, stamps, strict=True)] == [False, True, True]
-    await eventually(lambda: guest.resolve(hosts[-1].hostname), {hosts[-1].ip}, within_s=1.0)
+    await eventually(lambda: guest.resolve(hosts[-1].hostname), {hosts[-1].ip}, within_s=5.0)
     assert await bench.service(spec.vpc) == before

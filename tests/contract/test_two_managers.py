@@ -25,7 +25,7 @@ from support.postgres import Server, running
 pytestmark = pytest.mark.engine
 TAKEOVER_S = 30.0
 """Far more than the aim of 10 s, which is measured and told: this machine may be busy."""
-ENDS_S = LEASE_S + 7.0
+ENDS_S = LEASE_S + 20.0
 """In which a leader that has lost the lease has ended; one that waited for its database took half a minute more."""
 
 

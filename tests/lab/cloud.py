@@ -48,14 +48,19 @@ class Done:
         return f"{' '.join(self.argv)} -> {self.code}\n{self.out}{self.err}"
 
 
+class Late(AssertionError):
+    """What was waited for did not come in time."""
+
+
 def until(check: Callable[[], T], what: str, seconds: float = 60.0, every: float = 0.1) -> T:
-    """The first true value of `check`. AssertionError, naming `what` and the last value, if there is none in time."""
+    """The first true value of `check`. `Late`, naming `what` and the last value, if there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
         value = check()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}; last: {value!r}"
+        if time.monotonic() >= deadline:
+            raise Late(f"not within {seconds:g} s: {what}; last: {value!r}")
         time.sleep(every)
 
 

@@ -87,6 +87,7 @@ def test_stop_asks_the_guest_and_start_brings_it_back(lab: Lab, vm: Guest) -> No
 
 
 def test_reboot(lab: Lab, vm: Guest) -> None:
+    vm.run("echo kept > /root/file; sync")
     before, qemu = vm.boot_id(), lab.qemu(vm.name)
     lab.ok("vm", "reboot", vm.name)
     vm.wait_reboot(before)

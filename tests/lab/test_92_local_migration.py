@@ -17,7 +17,7 @@ def roamer(lab: Lab) -> Iterator[Guest]:
     guest = lab.create("roamer")
     lab.ok("disk", "create", "baggage", "--size", f"{DATA_MIB}M")
     lab.ok("disk", "attach", "baggage", "roamer")
-    device = guest.device_of(lab.show("disks", "baggage")["id"])
+    device = f"/dev/{guest.device_of('baggage')}"
     guest.run(f"dd if=/dev/urandom of={device} bs=1M count={DATA_MIB} 2>/dev/null; sync", timeout=120.0)
     guest.run(f"sha256sum < {device} > /root/sum; echo {device} > /root/device; sync")
     guest.background(
@@ -69,7 +69,7 @@ def test_its_disks_go_with_it_and_nothing_stays(lab: Lab, roamer: Guest) -> None
     assert int(roamer.run("cat /sys/block/$(basename $(cat /root/device))/size")) == (DATA_MIB + 16) * 2048
     lab.ok("disk", "detach", "baggage")
     lab.ok("disk", "attach", "baggage", "roamer")
-    roamer.run(f"dd if={roamer.device_of(lab.show('disks', 'baggage')['id'])} bs=1M count={DATA_MIB} 2>/dev/null"
+    roamer.run(f"dd if=/dev/{roamer.device_of('baggage')} bs=1M count={DATA_MIB} 2>/dev/null"
                " | sha256sum | cmp - /root/sum", timeout=120.0)  # fmt: skip
 
 

@@ -112,16 +112,16 @@ def test_a_node_that_hangs_hurts_only_itself(lab: Lab, wide: Wide, blank: str, f
         deletion = lab.json("vm", "delete", "doomed", "--no-wait")
         assert lab.status()["nodes"][2]["state"] == "hung"
         # Others are served as ever, from the first moment.
-        elsewhere = lab.json("vm", "create", "unhurt", *small, "--node", "n2", timeout=30.0)
+        elsewhere = lab.json("vm", "create", "unhurt", *small, "--node", "n2", timeout=60.0)
         assert elsewhere["status"]["state"] == "running"
-        lab.ok("disk", "create", "quick", "--size", "16M", timeout=20.0)
-        lab.ok("disk", "attach", "quick", "a1", timeout=20.0)
-        lab.ok("disk", "detach", "quick", timeout=20.0)
-        lab.ok("disk", "delete", "quick", timeout=20.0)
+        lab.ok("disk", "create", "quick", "--size", "16M", timeout=60.0)
+        lab.ok("disk", "attach", "quick", "a1", timeout=60.0)
+        lab.ok("disk", "detach", "quick", timeout=60.0)
+        lab.ok("disk", "delete", "quick", timeout=60.0)
         lab.ok("security-group", "rule", "list", "left")
         asked = time.monotonic()
         problem = lab.refused("vm", "figures", "waits")
-        assert time.monotonic() - asked < 15.0 and problem["code"] in ("timed_out", "unavailable"), problem
+        assert time.monotonic() - asked < 30.0 and problem["code"] in ("timed_out", "unavailable"), problem
         reason = until(lambda: _down(lab, "n3"), "n3 is known to be down", 30.0)
         figures.note(f"a hung node is known to be down {time.monotonic() - began:.1f} s after")
         assert "has not answered" in reason
@@ -202,10 +202,12 @@ def test_a_node_that_is_cut_off_goes_on_and_comes_back(
     lab.ok("vm", "delete", "parted")
 
 
-def test_a_node_that_dies_starts_its_vms_again(lab: Lab, wide: Wide, twins: Twins, figures: Figures) -> None:
+def test_a_node_that_dies_starts_its_vms_again(
+    lab: Lab, wide: Wide, twins: Twins, blank: str, figures: Figures
+) -> None:
     before = {guest.name: guest.boot_id() for guest in (wide.a1, wide.a3, twins.l1, twins.r1)}
     wide.a1.run("echo on-disk > /root/kept; sync")
-    lab.ok("vm", "create", "off", "--memory", "128M", "--node", "n1", "--image", "blank")
+    lab.ok("vm", "create", "off", "--memory", "128M", "--node", "n1", "--image", blank)
     lab.ok("vm", "stop", "off", "--force")
     lab.ok("lab", "fail", "n1", "--how", "kill")
     for guest in (wide.a1, wide.a3, twins.l1, twins.r1):

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from lab.cloud import Guest, Lab, Refused
+from lab.cloud import Guest, Lab, Late, Refused
 from lab_ceph import protected
 from lab_ceph.writer import Writer
 from scloud.client.http import Client
@@ -184,7 +184,7 @@ class Tended:
         self.deaths = 0
 
     def look(self) -> None:
-        """AssertionError if an acknowledged write is lost; Refused if the guest cannot be asked now."""
+        """AssertionError if an acknowledged write is lost; Refused or Late if the guest cannot be asked now."""
         boot = self._guest.call("cat /proc/sys/kernel/random/boot_id", timeout=20.0, boot=20.0)
         if boot.code != 0:
             raise Refused(repr(boot))
@@ -194,8 +194,9 @@ class Tended:
             self._writer.device = self._guest.device_of(protected.DISK)
             last = self._writer.last(self.acknowledged)
             self._say(f"the writer had died; {self.acknowledged} was acknowledged, {last} is the last on its disk")
-            self._writer.start(last)
+            self._writer.launch(last)
             self._boot = self._guest.boot_id()
+            self._writer.go_on(5)
         self.acknowledged = self._writer.after + self._writer.mark()
 
     def _migrate(self, client: Client) -> None:
@@ -218,7 +219,7 @@ class Tended:
                 self._migrate(client)
             try:
                 self.look()
-            except (Refused, OSError, TimeoutError, CloudError, subprocess.TimeoutExpired) as error:
-                # The last: its connection stands, and its storage does not answer.
+            except (Refused, Late, OSError, TimeoutError, CloudError, subprocess.TimeoutExpired) as error:
+                # It boots, or its connection stands and its storage does not answer.
                 self._guest.forget()
                 self._say(f"the writer cannot be asked: {str(error)[-120:]!r}")

@@ -11,10 +11,12 @@ from lab.traffic import Pinging, Talking
 from support.figures import Figures
 
 NODES = ("n1", "n2", "n3")
-UNNOTICED_S = 1.0
-"""No longer may packets stand still where nothing is promised to happen to them: emulated guests share processors."""
-ANSWERS_S = 60.0
-"""So soon a guest that was lost is to answer at its address again: a verdict, a start and a boot, on a busy machine."""
+UNNOTICED_S = 3.0
+"""No longer may packets stand still where nothing is promised to happen to them: emulated guests share processors, with
+one another and with others. How long they do is in the figures."""
+ANSWERS_S = 180.0
+"""So soon a guest that was lost is to answer at its address again: a verdict, a start and a boot, on a machine that may
+be several times slower than another. How soon it does is in the figures."""
 
 
 @dataclass

@@ -13,8 +13,11 @@ from collections import deque
 from pathlib import Path
 
 WINDOW_S = 1.0
-RAN_NS = 1_000_000
-"""More than this in a window, and it ran. Making a process's virtual CPUs takes half of it."""
+RAN_NS = 2_000_000
+"""More than this in a window, and it ran."""
+MADE_S = 1.0
+"""So long after they were first seen its virtual CPUs may still be in the making, which takes time of theirs as well:
+half a millisecond here, and more on a slower machine."""
 
 
 def vcpu_ns(pid: int) -> int:
@@ -33,9 +36,16 @@ class Pace:
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque()
+        self._made: float | None = None
+        """When its virtual CPUs were first seen."""
 
     def note(self, at: float, used: int) -> None:
         """`at` in seconds, `used` in nanoseconds."""
+        if used and self._made is None:
+            self._made = at
+        if self._made is not None and at < self._made + MADE_S:
+            self._looks.clear()
+            return
         self._looks.append((at, used))
         while len(self._looks) > 2 and self._looks[1][0] <= at - 2 * WINDOW_S:
             self._looks.popleft()

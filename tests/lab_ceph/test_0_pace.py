@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 
-from lab_ceph.pace import RAN_NS, Pace, both_run, still, vcpu_ns
+from lab_ceph.pace import MADE_S, RAN_NS, Pace, both_run, still, vcpu_ns
 
-MUCH = 8 * RAN_NS
-BLANK = 5 * RAN_NS // 4
+MUCH = 4 * RAN_NS
+BLANK = 5 * RAN_NS // 8
 """Per look: what a guest without an operating system uses in a quarter of a second."""
+
+MAKING = 6 * RAN_NS
+"""What making its virtual CPUs may take, on a slow machine."""
 
 
 def _looks(*phases: tuple[float, int, int]) -> list[tuple[bool, bool, bool]]:
     """Looks four times a second; in each phase (seconds, time of the one, of the other, per look): whether both run,
     whether the one is still, whether the other is."""
-    one, other, at, used, found = Pace(), Pace(), 0.0, [0, 0], []
+    one, other, at, used, found = Pace(), Pace(), 0.0, [MAKING, MAKING], []
+    for pace in (one, other):
+        pace.note(-MADE_S, 0)
+        pace.note(0.25 - MADE_S, MAKING)
     for seconds, first, second in phases:
         for _ in range(round(seconds * 4)):
             at, used = at + 0.25, [used[0] + first, used[1] + second]
@@ -45,10 +51,22 @@ def test_one_after_the_other_is_a_migration() -> None:
         assert not _both((5.0, used, 0), (0.5, 0, 0), (5.0, 0, used))
 
 
+def test_one_that_is_only_made_does_not_run() -> None:
+    """It is taken over soon: in one second it is made, in the next it runs, and the other stops then."""
+    one, other, found = Pace(), Pace(), False
+    for look in range(40):
+        at = look / 4
+        one.note(at, round(min(at, 5.0) * 4 * BLANK))
+        if at >= 3.0:
+            other.note(at, round(min(at - 2.75, 1.0) * MAKING + max(0.0, at - 5.0) * 4 * BLANK))
+        found |= both_run(one, other)
+    assert not found
+
+
 def test_one_is_still_when_it_has_been_so_for_two_seconds() -> None:
     looks = _looks((5.0, BLANK, 0), (5.0, 0, BLANK))
-    assert not any(one for _, one, _ in looks[:27]) and all(one for _, one, _ in looks[28:])
-    assert all(other for _, _, other in looks[8:20]) and not any(other for _, _, other in looks[22:])
+    assert not any(one for _, one, _ in looks[:26]) and all(one for _, one, _ in looks[28:])
+    assert all(other for _, _, other in looks[8:20]) and not any(other for _, _, other in looks[23:])
     assert not any(other for _, _, other in looks[:8]), "not looked at for so long"
 
 

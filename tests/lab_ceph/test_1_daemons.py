@@ -43,7 +43,7 @@ def test_one_of_each_kind_that_is_killed_comes_back(lab: Lab, storage: Storage) 
     for name, (_, pid) in sorted({name[:3]: (name, found) for name, found in storage.daemons().items()}.values()):
         assert str(pid) in lab.ok("lab", "fail", name, "--how", "kill")
         took = storage.returned(name, pid)
-        assert took < 10.0, f"{name} took {took:.1f} s"
+        assert took < 30.0, f"{name} took {took:.1f} s"
     storage.healthy()
 
 

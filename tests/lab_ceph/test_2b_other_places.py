@@ -74,7 +74,7 @@ def test_a_disks_bytes_are_the_same_wherever_they_are_taken(
     original, kept = Original(guest, "original"), Original(guest, "kept")
 
     as_kept = kept.write(4)
-    lab.ok("disk", "schedule", "kept", "--every", "1m", "--keep", "1")
+    lab.ok("disk", "schedule", "kept", "--every", "1m", "--keep", "9")
     scheduled = time.monotonic()
 
     # In files: a whole one, then what has changed; and back, into a disk of the other pool.
@@ -123,7 +123,7 @@ def test_a_disks_bytes_are_the_same_wherever_they_are_taken(
         found = [one for one in lab.items("/snapshots", disk="kept") if one["spec"]["scheduled"]]
         return [one["name"] for one in found if one["status"]["state"] == "ready"]
 
-    (name,) = until(taken, "a scheduled snapshot", EVERY_S + 30.0)
+    name = until(taken, "a scheduled snapshot", EVERY_S + 30.0)[0]
     assert time.monotonic() - scheduled >= EVERY_S - 5.0
     assert kept.write(8) != as_kept
     lab.ok("disk", "create", "as-kept", "--type", "standard", "--from-snapshot", name)

@@ -136,9 +136,12 @@ def test_a_second_process_of_one_that_has_migrated_is_seen(
     """What says above that there was only one could say otherwise: for this VM, too, whose process was started to take
     it over, and though the second runs no guest at all."""
     mover, _ = pair
+    if not _taken_over(lab):
+        lab.ok("vm", "migrate", "mover", "--to", "n2" if mover.node == "n1" else "n1")
+        mover.forget()
     home = mover.node
     (other,) = {"n1", "n2"} - {home}
-    assert "-incoming" in Path(f"/proc/{lab.qemu('mover')}/cmdline").read_text().split("\0")
+    assert _taken_over(lab)
     script = tmp_path / "qemu-system-second"
     script.write_text("#!/bin/sh\nread end\n")
     script.chmod(0o755)
@@ -153,6 +156,11 @@ def test_a_second_process_of_one_that_has_migrated_is_seen(
         finally:
             second.communicate(timeout=20)
     assert [(id, sorted(nodes)) for _, id, nodes in twice] == [(mover.id, sorted({home, other}))]
+
+
+def _taken_over(lab: Lab) -> bool:
+    """Whether the mover's process was started to take it over."""
+    return "-incoming" in Path(f"/proc/{lab.qemu('mover')}/cmdline").read_text().split("\0")
 
 
 BUSY_MIB = 32

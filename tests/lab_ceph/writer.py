@@ -102,6 +102,11 @@ class Writer:
         self.after = 0
 
     def start(self, after: int = 0) -> None:
+        """As `launch`, until some are acknowledged."""
+        self.launch(after)
+        self.go_on(5)
+
+    def launch(self, after: int) -> None:
         """From block `after` + 1 on; what was acknowledged before is forgotten."""
         self._acks, self.after = [], after
         script = _SCRIPT.format(
@@ -117,7 +122,6 @@ class Writer:
         )
         self.guest.run("rm -f /tmp/w.*; : > /tmp/w.acks")
         self.guest.background(script)
-        self.go_on(5)
 
     def acks(self) -> list[Ack]:
         """All there are."""

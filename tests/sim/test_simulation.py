@@ -19,6 +19,9 @@ WITHIN = 300
 RARE = {"runs-at-once": 1500}
 """What comes once in about 130 seeds needs more."""
 
+LIMIT_S = 1200
+pytestmark = pytest.mark.timeout(LIMIT_S)
+
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the order of sets is part of a run, and the dead must never be collected."""
@@ -28,11 +31,10 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=LIMIT_S,
     )
 
 
-@pytest.mark.timeout(1200)
 def test_no_seed_breaks_a_promise() -> None:
     done = simulate("--first", str(FIRST), "--count", str(SEEDS))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -94,7 +94,7 @@ class Api:
         result: dict[str, Any] = await self.get(f"/{kind}/{made['resource']['id']}")
         return result
 
-    async def wait(self, answer: dict[str, Any], state: str = "done", seconds: float = 10.0) -> dict[str, Any]:
+    async def wait(self, answer: dict[str, Any], state: str = "done", seconds: float = 30.0) -> dict[str, Any]:
         """Until the operation of a write's answer has ended, which must be in `state`."""
         id = answer.get("operation", answer)["id"]
         op: dict[str, Any] = await self.get(f"/operations/{id}", wait=seconds)

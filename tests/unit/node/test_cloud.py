@@ -66,9 +66,9 @@ class Cloud:
 
 
 def host_devices() -> set[str]:
-    """Devices in the host's network; not those of labs elsewhere, which come and go as they like."""
+    """Devices in the host's network; not those of labs and of other tests elsewhere, which come and go as they like."""
     names = {link["ifname"] for link in json.loads(subprocess.check_output(["ip", "-json", "link"]))}
-    return {name for name in names if not name.startswith("lab-")}
+    return {name for name in names if not name.startswith(("lab-", "sp", "sb", "sg"))}
 
 
 def left_of(root: Path) -> list[str]:
