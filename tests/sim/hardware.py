@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .moves import Migration
 
 IMAGE_MIB = 8
+CLIENT_KEY = "a2V5"
+"""Of every node, in the storage cluster."""
 TRASH_S = 20.0
 
 

@@ -20,7 +20,7 @@ from scloud.store.database import Store, Tx
 from scloud.store.resources import SYSTEM, create, refer
 from scloud.store.tables import metadata
 
-from .hardware import IMAGE_MIB, Journal, JournalFile, PoolDisk
+from .hardware import CLIENT_KEY, IMAGE_MIB, Journal, JournalFile, PoolDisk
 from .loop import SimLoop
 from .processes import AgentProcess, ManagerProcess
 from .wires import Wires
@@ -139,7 +139,7 @@ class World:
         pool = create(tx, Kind.POOL, SYSTEM, "pool", of_pool, status, parent=cluster.id)
         create(tx, Kind.DISK_TYPE, SYSTEM, "standard", DiskTypeSpec(pool=pool.id), Status(state=State.READY))
         for node in members:
-            secrets.put(tx, cluster.id, rows.client_secret(node), f"{node}:a2V5")
+            secrets.put(tx, cluster.id, rows.client_secret(node), f"{node}:{CLIENT_KEY}")
             secrets.put(tx, cluster.id, rows.granted_secret(node), '["p"]')
         self.pool = pool.id
 

@@ -147,6 +147,7 @@ class FakeCeph:
             "osd tree": self._tree,
             "df": self._df,
             "auth ls": lambda: {"auth_dump": [{"entity": name, **entry} for name, entry in self.auth.items()]},
+            "auth get-key": lambda: self._key(command["entity"]),
             "config dump": lambda: [
                 {"section": section, "name": name, "value": value} for (section, name), value in self.config.items()
             ],
@@ -165,6 +166,11 @@ class FakeCeph:
         self.commands.append(said)
         getattr(self, "_do_" + prefix.replace(" ", "_").replace("-", "_"))(command, params.get("data", ""))
         return ""
+
+    def _key(self, entity: str) -> dict[str, str]:
+        if entity not in self.auth:
+            raise CloudError(ErrorKind.NOT_FOUND, f"auth get-key: don't have {entity}")
+        return {"key": self.auth[entity]["key"]}
 
     def _groups(self, states: list[str]) -> list[dict[str, Any]]:
         (state,) = states

@@ -17,6 +17,8 @@ from scloud.store.resources import find, save
 from support.node import ScriptedNode
 from support.pools import make_pool
 
+KEY = "a2V5"
+
 
 def make_reached_pool(tx: Tx, nodes: Sequence[str], type_: str = "standard") -> str:
     """As `make_pool`, with a key for each node, and the pool seen in its cluster. The storage cluster's id."""
@@ -25,7 +27,7 @@ def make_reached_pool(tx: Tx, nodes: Sequence[str], type_: str = "standard") -> 
     save(tx, pool, status=pool.status_as(PoolStatus).model_copy(update={"observed_generation": 1}))
     cluster = pool.spec_as(PoolSpec).cluster
     for node in nodes:
-        secrets.put(tx, cluster, rows.client_secret(node), f"{node}:a2V5")
+        secrets.put(tx, cluster, rows.client_secret(node), f"{node}:{KEY}")
         secrets.put(tx, cluster, rows.granted_secret(node), json.dumps(["p"]))
     return cluster
 
@@ -38,6 +40,8 @@ class Storage:
 
     def __init__(self, nodes: Iterable[ScriptedNode]) -> None:
         self.keys = self.sessions = self.bmc = True
+        self.key = KEY
+        """The one that the storage has for each node."""
         self.calls: list[tuple[str, str, str]] = []
         for node in nodes:
             node.answers |= {
@@ -50,6 +54,8 @@ class Storage:
 
     def _command(self, params: dict[str, Any], of: str) -> Any:
         command = params["command"]
+        if command["prefix"] == "auth get-key":
+            return {"key": self.key}
         if command["prefix"] != "auth del":
             raise CloudError(ErrorKind.UNAVAILABLE, "this storage is asked for nothing else")
         self.calls.append(("auth del", params["cluster"], of))

@@ -199,3 +199,15 @@ async def test_a_pool_that_is_being_deleted_keeps_no_node_from_being_cut_off(clo
         return before, sum(len(target.pools) for target in targets(tx, lost.id))
 
     assert await cloud.store.write(leave) == (1, 0)
+
+
+async def test_another_clouds_key_of_the_same_name_stays(cloud: Cloud) -> None:
+    """Two clouds use one storage cluster, and each has a node n1: only ours is lost."""
+    (lost, *_), storage = await _cloud(cloud, "standard")
+    storage.key = "dGhlaXJz"
+    await _lose(cloud, lost)
+    await _runs_elsewhere(cloud, "on-standard")
+    assert storage.asked("auth del") == [] and storage.asked("fence")
+    (incident,) = await cloud.store.read(incidents.open_ones)
+    (words,) = [moment.text for moment in incident.moments if moment.what == "key"]
+    assert "is another cloud's, and stays" in words

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ class Target:
     load: Load
     pools: tuple[str, ...]
     entity: str
+    key: str
     osds: tuple[str, ...] = ()
     """Numbers of the OSDs that the node has, as the cluster was last seen."""
 
@@ -98,7 +100,7 @@ def targets(tx: Tx, node: str) -> list[Target]:
             pools = tuple(sorted(pool.row.id for pool in seen.pools if pool.made and not pool.leaving))
             site = seen.sites.get(node)
             osds = tuple(str(osd.osd) for osd in seen.status.osds if site is not None and osd.node == site.name)
-            found.append(Target(seen, pools, f"client.{client[0]}", osds))
+            found.append(Target(seen, pools, f"client.{client[0]}", client[1], osds))
     return found
 
 
@@ -119,13 +121,34 @@ def admit(tx: Tx, node: str) -> None:
             save(tx, row, spec=row.spec_as(StorageClusterSpec))
 
 
+async def _take_key(line: Line, target: Target) -> str:
+    """What is so afterwards, in words. A key of that name that is not the node's is another cloud's, which uses the
+    same cluster: it is left alone."""
+    if not target.load.deployed:
+        try:
+            known = await line.send(target.load, mon("whose key", "auth get-key", entity=target.entity), KEY_S)
+        except CloudError as error:
+            if error.kind != ErrorKind.NOT_FOUND:
+                raise
+            return "does not have the node's key"
+        if known["key"] != target.key:
+            return f"does not have the node's key: {target.entity} there is another cloud's, and stays"
+    try:
+        await line.send(target.load, mon("take the key away", "auth del", entity=target.entity), KEY_S)
+    except CloudError as error:
+        if error.kind != ErrorKind.NOT_FOUND:
+            raise
+    return "takes the node's key no more"
+
+
 class Fencer:
     """Cuts nodes off, each storage cluster and the BMC by a task of its own: none waits for another that hangs."""
 
     def __init__(self, store: Store, sessions: Sessions) -> None:
         self._store = store
         self._sessions = sessions
-        self._turn = 0
+        self._turns: Counter[str] = Counter()
+        """How often other nodes were asked about a storage cluster, or for power."""
         self._downed: set[tuple[str, str]] = set()
         """(incident, storage cluster): an OSD that is called dead too often takes its own life."""
         self._lines: dict[tuple[str, str], Line] = {}
@@ -197,12 +220,11 @@ class Fencer:
                     # What they have to say nobody waits for: those that live after all come up again by themselves.
                     await line.send(target.load, mon("its OSDs are dead", "osd down", ids=list(target.osds)), KEY_S)
                     self._downed.add((incident.id, cluster))
-                await line.send(target.load, mon("take the key away", "auth del", entity=target.entity), KEY_S)
+                words = f"{name} {await _take_key(line, target)}"
             except CloudError as error:
-                if error.kind != ErrorKind.NOT_FOUND:
-                    await note("failed", f"{name} keeps the node's key: {error.message}")
-                    return
-            await note("key", f"{name} takes the node's key no more", key=cluster)
+                await note("failed", f"{name} keeps the node's key: {error.message}")
+                return
+            await note("key", words, key=cluster)
         if cluster in incident.cut:
             return
         if not target.pools:
@@ -242,11 +264,12 @@ class Fencer:
             raise CloudError(
                 ErrorKind.UNAVAILABLE, f"no other node of storage cluster {target.load.row.name} is connected"
             )
-        return self._next(there)
+        return self._next(target.load.row.id, there)
 
-    def _next(self, there: list[Session]) -> Session:
-        self._turn += 1
-        return there[self._turn % len(there)]
+    def _next(self, part: str, there: list[Session]) -> Session:
+        """Each part has turns of its own: one that is asked for by turns with another would always ask the same."""
+        self._turns[part] += 1
+        return there[self._turns[part] % len(there)]
 
     async def _name(self, node: str) -> str:
         row = await self._store.read(lambda tx: find(tx, node))
@@ -264,7 +287,7 @@ class Fencer:
             await note("failed", "no other node is connected to ask its BMC")
             return
         try:
-            await self._next(there).call("power", POWER_S, **bmc.model_dump(), password=password)
+            await self._next(POWER, there).call("power", POWER_S, **bmc.model_dump(), password=password)
         except CloudError as error:
             await note("failed", f"its power is not known to be off: {error.message}")
             return
