@@ -46,6 +46,8 @@ class FakeCeph:
         self.removed: set[str] = set()
         self.places: dict[str, dict[str, str]] = {}
         self.moving = 0
+        self.toofull = False
+        """What moves finds no room."""
         self.full = 0.1
         self.silent = False
         self.broken: set[str] = set()
@@ -186,7 +188,8 @@ class FakeCeph:
         hurt = min(1, self.moving, groups - bad)
         states = [{"state_name": "active+clean", "count": groups - bad - hurt}] if groups - bad - hurt else []
         if hurt:
-            states.append({"state_name": "active+undersized+degraded", "count": hurt})
+            waits = "+backfill_toofull" if self.toofull else ""
+            states.append({"state_name": f"active+undersized+degraded{waits}", "count": hurt})
         if bad:
             states.append({"state_name": "active+clean+inconsistent", "count": bad})
         if self.unknown:

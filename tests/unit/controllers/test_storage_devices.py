@@ -166,6 +166,27 @@ async def test_a_broken_device_is_replaced_by_an_empty_one(cloud: Cloud) -> None
     assert fresh.uuid != old and fresh.path == "/osd/0" and ceph.osds[fresh.uuid]["up"]
 
 
+async def test_a_dead_device_whose_data_find_no_room_is_replaced_all_the_same(cloud: Cloud) -> None:
+    """Two devices a node, and a pool that needs every node: what one had can only go to its neighbour."""
+    ceph, _, _ = await deployed(cloud)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.full = 0.6
+    await shown(cloud, lambda status: status["osds"][0]["used_mib"] > 6000)
+    old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
+    number = ceph.osds[old]["osd"]
+    ceph.dead.add(old)
+    ceph.moving = 3
+    await shown(cloud, lambda status: not next(osd for osd in status["osds"] if osd["osd"] == number)["up"])
+    asked = await cloud.admin.do("POST", "/storage-clusters/c1/actions/device-replace", {"device": f"osd.{number}"})
+    await shown(cloud, lambda status: "3 objects left" in str(status["removing"]))
+    looks = ceph.looks
+    await cloud.eventually(is_(lambda: ceph.looks > looks + 4))
+    assert old in ceph.osds, "its data are still being made whole on others"
+    ceph.toofull = True
+    await cloud.admin.wait(asked)
+    assert old not in ceph.osds and len(ceph.osds) == 6 and ceph.moving == 3
+
+
 async def test_a_device_that_cannot_be_drained_goes_when_all_others_are_whole(cloud: Cloud) -> None:
     ceph, _, _ = await deployed(cloud, per_node=1)
     await cloud.admin.create("pools", "p", cluster="c1")

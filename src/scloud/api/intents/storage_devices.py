@@ -135,7 +135,8 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
     """Drain it as far as it can be read, forget it, and begin anew with an empty one in its place.
 
     Nothing is refused for want of fault domains: the new device is to be where the old one was, and if the data have no
-    other place to go, it is filled from the other copies, which takes no room. What is drained first needs room.
+    other place to go, it is filled from the other copies, which takes no room. What is drained first needs room; from
+    one that is dead nothing can be, and its data wait for the new one if they have none (`devices.crowded_out`).
     """
     row, spec = cluster_of(tx, ref)
     need_deployed(row, spec)
@@ -147,9 +148,10 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
         raise invalid("path", f"is another device of this cluster: {path}")
     changed = device.model_copy(update={"out": True, "replace_path": path})
     after = spec.model_copy(update={"devices": _swap(spec.devices, [changed])})
-    if device.uuid in rows.in_place(tx, row, after):
+    alive = any(osd.uuid == device.uuid and osd.up for osd in row.status_as(StorageClusterStatus).osds)
+    if alive and device.uuid in rows.in_place(tx, row, after):
         _refuse_losing(tx, row, device)
-    else:
+    elif alive:
         refused = no_room(row.name, _pools(tx, row), _filled(row, spec), {device.uuid}, _going(tx, row, spec))
         if refused is not None:
             raise refused
@@ -160,10 +162,9 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
 
 
 def _refuse_losing(tx: Tx, row: Resource, device: Device) -> None:
-    """CONFLICT if a device that cannot be drained has the only copy of something, and is alive."""
-    alive = any(osd.uuid == device.uuid and osd.up for osd in row.status_as(StorageClusterStatus).osds)
+    """CONFLICT if a device that lives and cannot be drained has the only copy of something."""
     for name, pool in _pools(tx, row):
-        if alive and copies_of(pool.redundancy)[1] == 0 and pool.media in (None, device.media):
+        if copies_of(pool.redundancy)[1] == 0 and pool.media in (None, device.media):
             raise CloudError(
                 ErrorKind.CONFLICT,
                 f"pool '{name}' has one copy of everything, and what this device has of it has no other place to go: "

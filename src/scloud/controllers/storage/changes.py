@@ -80,7 +80,7 @@ def _unrepaired(group: str, look: Look) -> bool:
 
 def _devices(tx: Tx, load: Load, look: Look, reports: Reports) -> tuple[Device, ...]:
     kept = []
-    in_place = load.in_place()
+    in_place = load.in_place(look.view)
     for device in load.spec.devices:
         osd = look.view.osd(device.uuid)
         if not device.out:

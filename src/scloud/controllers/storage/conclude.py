@@ -78,7 +78,7 @@ def conclude(tx: Tx, id: str, reports: Reports, seen: Round) -> None:
         joined=all(found.secrets.get(f"granted/{node}") for node in found.admitted),
         waits=waits,
         track=seen.track,
-        in_place=found.in_place(),
+        in_place=found.in_place(look.view),
         trouble=changes.troubles(found, reports),
         broken=changes.broken(found, reports),
     )
@@ -167,7 +167,7 @@ def _osds(found: Load, seen: tuple[OsdSeen, ...]) -> tuple[OsdStatus, ...]:
 
 def _removing(found: Load, spec: StorageClusterSpec, seen: Round) -> dict[str, str]:
     view = seen.look.view
-    in_place = found.in_place()
+    in_place = found.in_place(view)
     result = {}
     for device in spec.devices:
         if not device.out:

@@ -9,7 +9,9 @@ from scloud.controllers.storage.rows import PoolRow
 from scloud.model.kinds import Kind, State
 from scloud.model.storage import StorageClusterSpec, StorageClusterStatus
 from scloud.reconcile.ceph.auth import BOOTSTRAP_OSD, MANAGER, Entity, client_caps
+from scloud.reconcile.ceph.devices import crowded_out
 from scloud.reconcile.ceph.layout import Site, spots
+from scloud.reconcile.ceph.view import View
 from scloud.store.database import Tx
 from scloud.store.resources import Resource, find
 from scloud.store.secrets import secrets_of
@@ -43,10 +45,11 @@ class Load:
         """Its nodes but for those that are cut off."""
         return [node for node in self.sites if rows.fenced_secret(node) not in self.secrets]
 
-    def in_place(self) -> set[str]:
-        """Uuids of devices to be replaced whose data have nowhere else to go."""
+    def in_place(self, view: View) -> set[str]:
+        """Uuids of devices to be replaced whose data have nowhere else to go, or no room there."""
         left = spots(self.spec.devices, self.sites)
-        return rows.filled_in_place(self.spec.devices, left, (p.spec for p in self.pools if not p.leaving))
+        found = rows.filled_in_place(self.spec.devices, left, (p.spec for p in self.pools if not p.leaving))
+        return found | crowded_out(self.spec.devices, view)
 
     def names(self, nodes: tuple[str, ...]) -> list[str]:
         return [self.sites[node].name for node in nodes if node in self.sites]

@@ -51,7 +51,7 @@ def plan(load: Load, look: Look) -> list[Command]:
     steps += auth.plan(entities, gone, slow.auth)
     if load.deployed:
         steps += devices.plan_monitors(load.names(tuple(lasting_monitors(spec, load.sites))), view)
-        steps += devices.plan_osds(spec.devices, load.in_place(), view)
+        steps += devices.plan_osds(spec.devices, load.in_place(view), view)
         steps += devices.plan_tree(load.sites, view)
         steps += tuning.plan_noout({site.name: id in spec.maintenance for id, site in load.sites.items()}, view)
     if view.osds:

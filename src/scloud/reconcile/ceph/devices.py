@@ -74,6 +74,14 @@ def draining(devices: Iterable[Device], view: View) -> list[int]:
     return found
 
 
+def crowded_out(devices: Iterable[Device], view: View) -> set[str]:
+    """Uuids of dead devices to be replaced while what they had finds no room on the others."""
+    if not any("toofull" in state for state in view.pg_states):
+        return set()
+    dead = {osd.uuid for osd in view.osds if not osd.up}
+    return {device.uuid for device in devices if device.out and device.replace_path is not None} & dead
+
+
 def expendable(device: Device, devices: Iterable[Device], view: View) -> bool:
     """Whether a device that cannot be drained may be wiped: every other copy is whole, or it is dead already and all
     placement groups do without it."""
