@@ -270,6 +270,50 @@ def test_a_device_is_replaced(stored: Lab) -> None:
     read_all(stored)
 
 
+@pytest.mark.long
+def test_a_dead_device_is_replaced_though_its_data_find_no_room(stored: Lab) -> None:
+    """All that its host has a copy of can only go to a neighbour, on which it does not fit."""
+    big, mib = 360, 4
+    stored.ok("storage-cluster", "device", "add", CLUSTER, device(stored, "n2", "small"), "--size", "1G")
+    until(lambda: healthy(stored), "balanced with the small device", 120.0)
+    pool = stored.show("pools", POOL)["spec"]["rados_name"]
+    with access(stored, "n1") as handle, handle.open_ioctx(pool) as io:
+        for number in range(big):
+            io.write_full(f"big-{number}", content(number) * (mib * 8))
+    path = stored.node_root("n2") / "osds" / "a.img"
+    osds_of = {one["uuid"]: one for one in cluster(stored)["spec"]["devices"]}
+    (old,) = [uuid for uuid, one in osds_of.items() if one["path"] == str(path)]
+    aside = path.rename(path.with_suffix(".dead"))
+
+    def dead() -> bool:
+        """Without its device it does not come back."""
+        (osd,) = [one for one in cluster(stored)["status"]["osds"] if one["uuid"] == old]
+        return not osd["up"]
+
+    for pid in stored.pids("ceph-osd", "n2"):
+        stored.kill(pid)
+    until(dead, "the device is dead", 60.0)
+    seen: set[str] = set()
+
+    def replaced() -> bool:
+        status = cluster(stored)["status"]
+        seen.update(status["placement_groups"])
+        return old not in {osd["uuid"] for osd in status["osds"]} and healthy(stored)
+
+    asked = stored.begin("storage-cluster", "device", "replace", CLUSTER, device(stored, "n2", "a"))
+    until(replaced, "whole again on the new device", 400.0)
+    assert asked.wait(60) == 0
+    assert any("toofull" in state for state in seen), seen
+    read_all(stored)
+    with access(stored, "n3") as handle, handle.open_ioctx(pool) as io:
+        for number in range(big):
+            assert io.read(f"big-{number}", mib << 20) == content(number) * (mib * 8), number
+            io.remove_object(f"big-{number}")
+    aside.unlink()
+    stored.ok("storage-cluster", "device", "remove", CLUSTER, device(stored, "n2", "small"))
+    until(lambda: healthy(stored), "as before", 120.0)
+
+
 @pytest.fixture(scope="module")
 def beside(stored: Lab) -> Lab:
     """With a second cluster beside the first: of one node, with one OSD."""

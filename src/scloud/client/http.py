@@ -13,7 +13,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -170,15 +170,26 @@ class Client:
 
     @contextmanager
     def stream(self, method: str, path: str, **params: Any) -> Iterator[httpx.Response]:
-        """An answer whose body is read piece by piece."""
+        """An answer whose body is read piece by piece, by the first of the cloud's managers that knows of a leader."""
         url = self._path(path)
         try:
-            with self._http.stream(method, url, params=_query(params)) as response:
+            with ExitStack() as stack:
+                response = self._begin(stack, method, url, _query(params))
                 if response.is_error:
                     raise from_response(response.status_code, response.read(), what=f"{method} {url}")
                 yield response
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+
+    def _begin(self, stack: ExitStack, method: str, url: str, query: Mapping[str, Any] | None) -> httpx.Response:
+        """The beginning of an answer, which ends with `stack`."""
+        for _ in self.context.others:
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                response = stack.enter_context(self._http.stream(method, url, params=query))
+                if not _nobody_leads(response):
+                    return response
+            self._ask_another()
+        return stack.enter_context(self._http.stream(method, url, params=query))
 
     def download(self, path: str, target: Path, on_bytes: Callable[[int, int | None], None], **params: Any) -> int:
         """Save an answer's body to a file, which appears only when it is whole. Returns its bytes.

@@ -245,6 +245,23 @@ def test_a_manager_that_knows_of_no_leader_is_left_for_another(impatient: list[f
     assert asked == ["one", "two"]
 
 
+@pytest.mark.parametrize("gone", ["refuses", "knows nobody"])
+def test_what_is_read_piece_by_piece_comes_from_another_as_well(gone: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url.host))
+        if request.url.host == "two":
+            return httpx.Response(200, content=b"bytes")
+        if gone == "refuses":
+            raise refused()
+        return httpx.Response(503, headers={"Retry-After": "2"}, json={"detail": "nobody", "code": "unavailable"})
+
+    client = Client(Context("c", "http://one", "t", others=("http://two",)), transport=httpx.MockTransport(answer))
+    assert client.download("/images/micro/data", tmp_path / "out", lambda *_: None) == 5
+    assert asked == ["one", "two"] and (tmp_path / "out").read_bytes() == b"bytes"
+
+
 @pytest.fixture
 def hung() -> Iterator[str]:
     """The URL of one that takes connections and never answers, as a process that is stopped does."""
