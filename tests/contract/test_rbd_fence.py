@@ -114,6 +114,7 @@ async def test_a_writer_is_cut_off_in_the_middle_of_writing(bench: RbdBench) -> 
         await bystander.until(5)
         assert mine.answer_s() == 0.0
         assert not await mine.is_fenced(OTHER) and not await theirs.is_cut_off()
+        assert not await mine.is_refused() and not await theirs.is_refused()
         assert 0.0 < mine.answer_s() < 30.0
         await mine.fence(OTHER)
         after = await last_of(bench, "dsk-1")

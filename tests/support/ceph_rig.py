@@ -235,11 +235,12 @@ class CephRig:
         self.mon("auth get-or-create", entity=f"client.{name}", caps=["mon", MON_CAPS, "osd", osd])
         return str(self.mon("auth get-key", entity=f"client.{name}")["key"])
 
-    def freeze(self) -> None:
-        """The whole cluster stops answering."""
-        for process in self._processes.values():
-            os.kill(process.pid, signal.SIGSTOP)
-            self.until(lambda pid=process.pid: _state(pid) == "T", "a daemon to stand still")
+    def freeze(self, *osds: int) -> None:
+        """The whole cluster stops answering, or these OSDs."""
+        for name in [f"ceph-osd.{number}" for number in osds] or self._processes:
+            pid = self._processes[name].pid
+            os.kill(pid, signal.SIGSTOP)
+            self.until(lambda pid=pid: _state(pid) == "T", "a daemon to stand still")
 
     def thaw(self) -> None:
         """It goes on; on return every placement group has taken a write.

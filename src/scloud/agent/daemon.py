@@ -147,7 +147,7 @@ class Daemon:
         )
         self.reconciler.disks.connected = session.connected.is_set
         self.reconciler.start()
-        leases = Leases(around.network.node, self.stores, around.journal, self.reconciler, self._manager_answers)
+        leases = Leases(self.stores, around.journal, self.reconciler, self._manager_answers)
         beside = [
             loop.create_task(self._sample(), name="load"),
             loop.create_task(leases.run(), name="leases"),

@@ -40,13 +40,11 @@ class Leases:
 
     def __init__(
         self,
-        node: str,
         stores: Stores,
         journal: Journal,
         guests: Guests,
         manager_answers: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._node = node
         self._stores = stores
         self._journal = journal
         self._guests = guests
@@ -120,7 +118,7 @@ class Leases:
         try:
             for pool in store.pools[:1]:
                 storage = self._stores.of(pool.id)
-                if await (storage.is_cut_off() if what == "monitors" else storage.is_fenced(self._node)):
+                if await (storage.is_cut_off() if what == "monitors" else storage.is_refused()):
                     return "cut off"
         except CloudError as error:
             return "cut off" if error.kind == ErrorKind.CONFLICT else "silent"

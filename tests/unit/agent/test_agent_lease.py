@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 from agent_clock import run
-from agent_node import NODE, POOL
+from agent_node import POOL
 
 from scloud.agent.journal import MemoryJournal
 from scloud.agent.lease import Leases
@@ -30,8 +30,7 @@ class Cluster:
         assert pool == POOL
         return self
 
-    async def is_fenced(self, node: str) -> bool:
-        assert node == NODE
+    async def is_refused(self) -> bool:
         return await self._say(self.disks)
 
     async def is_cut_off(self) -> bool:
@@ -77,7 +76,7 @@ async def watched(cluster: Cluster, *, manager: bool, seconds: float = 30.0) -> 
         return manager
 
     began = asyncio.get_running_loop().time()
-    leases = Leases(NODE, cast(Stores, cluster), journal, guests, answers)
+    leases = Leases(cast(Stores, cluster), journal, guests, answers)
     task = asyncio.ensure_future(leases.run())
     await asyncio.sleep(seconds)
     task.cancel()

@@ -393,6 +393,10 @@ class FakeStorage:
         await self._enter("is_fenced")
         return node in self._disk.fenced
 
+    async def is_refused(self) -> bool:
+        await self._enter("is_refused")
+        return self._node in self._disk.fenced
+
     def answer_s(self) -> float:
         return self._disk.answer_s
 

@@ -180,6 +180,9 @@ class LocalStorage:
     async def is_fenced(self, node: str) -> bool:
         return False
 
+    async def is_refused(self) -> bool:
+        return False
+
     def answer_s(self) -> float:
         return 0.0
 

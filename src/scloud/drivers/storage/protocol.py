@@ -186,8 +186,14 @@ class Storage(Protocol):
 
     async def is_fenced(self, node: str) -> bool: ...
 
+    async def is_refused(self) -> bool:
+        """Whether what serves the disks refuses this node. Where other machines serve some, they alone are asked: who
+        is cut off may have some of its own that answer. `CloudError(CONFLICT)` is a refusal, too, `UNAVAILABLE` that
+        none of them answers."""
+        ...
+
     def answer_s(self) -> float:
-        """Seconds that `is_fenced` took last, connecting included, or has waited by now if that is longer; 0
+        """Seconds that `is_refused` took last, connecting included, or has waited by now if that is longer; 0
         without an answer in the last minute, and of storage that only the node itself uses."""
         ...
 

@@ -27,6 +27,7 @@ from scloud.drivers.storage.place import RbdPlace, secret_of
 from scloud.drivers.storage.protocol import DiskFacts, Source, StillOpen
 from scloud.drivers.storage.rbd_bytes import has_parent, pieces, write
 from scloud.drivers.storage.rbd_cluster import Cluster, Session, refuse_fenced, set_omap
+from scloud.drivers.storage.rbd_elsewhere import Elsewhere
 from scloud.drivers.storage.rbd_images import Images
 from scloud.drivers.storage.sparse import Stopped
 from scloud.model.errors import CloudError, ErrorKind
@@ -67,6 +68,8 @@ class RbdStorage:
         self._sweeping: asyncio.Task[None] | None = None
         self._use = cluster.join(pool.name, pool.data)
         self._clock = AnswerClock()
+        self._elsewhere = Elsewhere(pool.name)
+        self._looking: asyncio.Task[None] | None = None
 
     async def _run(
         self,
@@ -306,27 +309,46 @@ class RbdStorage:
         await self._cluster.run(f"fence {node}", lambda session: rbd_fence.fence(session, pools, data, node), long=True)
 
     async def is_fenced(self, node: str) -> bool:
+        return await self._cluster.run(
+            f"ask whether {node} is fenced",
+            lambda session: rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), node),
+        )
+
+    async def is_refused(self) -> bool:
         with self._clock.request():
-            return await self._cluster.run(
-                f"ask whether {node} is fenced",
-                lambda session: rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), node),
-            )
+            return await self._cluster.run("ask whether this node is let in", self._refused)
+
+    def _refused(self, session: Session) -> bool:
+        if session.registered and self._elsewhere.let_in(session):
+            return False
+        return rbd_fence.is_fenced(session, session.rados.open_ioctx(self._pool.name), self._cluster.access.node)
 
     def answer_s(self) -> float:
         return self._clock.seconds()
 
     async def is_cut_off(self) -> bool:
         """The monitors are asked: placement groups whose OSDs have just died say nothing for some seconds."""
-        return await self._cluster.run("ask whether this node is cut off", rbd_fence.is_cut_off)
+        found = await self._cluster.run("ask whether this node is cut off", rbd_fence.is_cut_off)
+        if self._elsewhere.due() and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"look {self._pool.name}")
+        return found
+
+    async def _look(self) -> None:
+        """Nobody waits for it."""
+        try:
+            await self._cluster.run("find out whom else to ask", self._elsewhere.look, long=True)
+        except CloudError as error:
+            log.info("%s", error)
 
     async def unfence(self, node: str) -> None:
         pools = self._cluster.pools()
         await self._cluster.run(f"unfence {node}", lambda session: rbd_fence.unfence(session, pools, node))
 
     async def close(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for task in (self._sweeping, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._cluster.leave(self._use)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -268,6 +269,16 @@ def explained(doing: str) -> Iterator[None]:
         yield
     except (rados.Error, rbd.Error) as error:
         raise cloud_error(error, doing) from error
+
+
+def command(session: Session, asked: Mapping[str, Any]) -> Any:
+    """The monitors' answer. `CloudError` if they refuse."""
+    code, answer, words = session.rados.mon_command(json.dumps({**asked, "format": "json"}), b"")
+    if code != 0:
+        raise cloud_error(rados.Error(words, abs(code)), asked["prefix"])
+    text = answer.decode().strip()
+    # Pacific's monitors answer `osd blocklist ls` with a second, empty list behind the first.
+    return json.JSONDecoder().raw_decode(text)[0] if text else None
 
 
 def omap(context: Any, name: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ key should be taken away as well, which the manager does: then no new session ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,7 +15,7 @@ import rados
 import rbd
 
 from scloud.drivers.storage import rbd_names as names
-from scloud.drivers.storage.rbd_cluster import Session, cloud_error, omap, remove_omap, set_omap
+from scloud.drivers.storage.rbd_cluster import Session, command, omap, remove_omap, set_omap
 from scloud.model.errors import CloudError, ErrorKind
 
 FOR_GOOD_S = 10 * 365 * 86400.0
@@ -61,7 +60,7 @@ def is_fenced(session: Session, context: Any, node: str) -> bool:
     found = omap(context, names.FENCED)
     if node not in found:
         return False
-    listed = {entry["addr"] for entry in _command(session, {"prefix": "osd blocklist ls"})}
+    listed = {entry["addr"] for entry in command(session, {"prefix": "osd blocklist ls"})}
     return set(found[node].split()) <= listed
 
 
@@ -69,7 +68,7 @@ def is_cut_off(session: Session) -> bool:
     """Whether the session itself is on the list. Whoever fences its node puts it there, if it was written down."""
     if not session.registered:
         raise CloudError(ErrorKind.UNAVAILABLE, "this session has no pool yet, and would not be found")
-    listed = {_plain(entry["addr"]) for entry in _command(session, {"prefix": "osd blocklist ls"})}
+    listed = {_plain(entry["addr"]) for entry in command(session, {"prefix": "osd blocklist ls"})}
     return session.address in listed
 
 
@@ -137,7 +136,7 @@ def _break_locks(context: Any, name: str, cut: set[str]) -> None:
 
 def _pools(session: Session) -> dict[str, int]:
     """The cluster's pools by name: how many placement groups each has."""
-    return {one["pool_name"]: one["pg_num"] for one in _command(session, {"prefix": "osd dump"})["pools"]}
+    return {one["pool_name"]: one["pg_num"] for one in command(session, {"prefix": "osd dump"})["pools"]}
 
 
 def _reach_every_primary(session: Session, pool: str) -> None:
@@ -149,11 +148,11 @@ def _reach_every_primary(session: Session, pool: str) -> None:
     groups = _pools(session).get(pool, 0)
     seen: set[str] = set()
     asked: set[int] = set()
-    for probe in range(_PROBES * groups):
+    for number in range(_PROBES * groups):
         if len(seen) == groups:
             return
-        name = f"scloud.probe.{probe}"
-        place = _command(session, {"prefix": "osd map", "pool": pool, "object": name})
+        name = names.probe(number)
+        place = command(session, {"prefix": "osd map", "pool": pool, "object": name})
         seen.add(place["pgid"])
         primary = int(place["acting_primary"])
         if primary >= 0 and primary not in asked:  # a group without any takes nothing from anybody
@@ -163,19 +162,10 @@ def _reach_every_primary(session: Session, pool: str) -> None:
 
 
 def _blocklist(session: Session, what: str, address: str, expire_s: float | None = None) -> None:
-    command: dict[str, Any] = {"prefix": "osd blocklist", "blocklistop": what, "addr": address}
+    asked: dict[str, Any] = {"prefix": "osd blocklist", "blocklistop": what, "addr": address}
     if expire_s is not None:
-        command["expire"] = expire_s
-    _command(session, command)
-
-
-def _command(session: Session, command: dict[str, Any]) -> Any:
-    code, answer, words = session.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
-    if code != 0:
-        raise cloud_error(rados.Error(words, abs(code)), command["prefix"])
-    text = answer.decode().strip()
-    # Pacific's monitors answer `osd blocklist ls` with a second, empty list behind the first.
-    return json.JSONDecoder().raw_decode(text)[0] if text else None
+        asked["expire"] = expire_s
+    command(session, asked)
 
 
 def _plain(address: str) -> str:

@@ -27,6 +27,11 @@ _DISK = re.compile(r"([a-z0-9][a-z0-9-]{0,63})\.(\d+)\Z")
 _PARTIAL = re.compile(r"\.tmp\.([^.]+)\.([^.]+)\.(\d+)\.([0-9a-f]+)\.\d+(?:\.([^.]+)\.(\d+))?\Z")
 
 
+def probe(number: int) -> str:
+    """Objects that nobody writes: they are asked for to hear whether an OSD answers."""
+    return f"scloud.probe.{number}"
+
+
 def disk_image(disk: str, incarnation: int) -> str:
     return f"{disk}.{incarnation}"
 

@@ -1,0 +1,112 @@
+"""Asking the OSDs of other machines whether this node is let in. Blocking; meant for a thread.
+
+A node that is cut off from everything has OSDs of its own, which answer it for some seconds more; and what is asked of
+one object hangs when one machine dies. So objects that OSDs elsewhere have are asked for, each of another OSD, and the
+first answer counts. Which they are is asked of the monitors now and then, while they answer.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import rados
+
+from scloud.drivers.storage import rbd_names as names
+from scloud.drivers.storage.rbd_cluster import Session, command
+from scloud.model.errors import CloudError, ErrorKind
+
+GUESSES = 16
+"""Names that are tried until `MOST` are found."""
+MOST = 4
+"""OSDs that are asked at once."""
+FRESH_S = 60.0
+"""How long it is taken for granted where an object is: OSDs come and go."""
+PATIENCE_S = 5.0
+_NOT_THERE = -2
+"""None of the objects exists: to be told so is an answer as good as any."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """The I/O context is kept as long as the library may need it."""
+
+    name: str
+    session: Session
+    context: Any
+
+
+class Elsewhere:
+    """Of one pool."""
+
+    def __init__(self, pool: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._now = now
+        self._looked: float | None = None
+        self._names: tuple[str, ...] = ()
+        self._asking = threading.Lock()
+        self._answers: queue.SimpleQueue[tuple[_Question, int]] = queue.SimpleQueue()
+        self._asked: dict[str, _Question] = {}
+        """By name, what has no answer yet, whoever asked it: it is not asked again meanwhile."""
+
+    def due(self) -> bool:
+        return self._looked is None or self._now() - self._looked >= FRESH_S
+
+    def look(self, session: Session) -> None:
+        """Ask the monitors which objects OSDs of other machines have."""
+        mine = session.address.rpartition(":")[0]
+        found: dict[int, str] = {}
+        own: set[int] = set()
+        for number in range(GUESSES):
+            name = names.probe(number)
+            osd = int(command(session, {"prefix": "osd map", "pool": self._pool, "object": name})["acting_primary"])
+            if osd < 0 or osd in found or osd in own:
+                continue
+            if _address(command(session, {"prefix": "osd find", "id": osd})) == mine:
+                own.add(osd)
+            else:
+                found[osd] = name
+            if len(found) == MOST:
+                break
+        self._names = tuple(found.values())
+        self._looked = self._now()
+
+    def let_in(self, session: Session) -> bool:
+        """True once one of them has answered what was asked after this call began; False if it is not known whom to
+        ask. `rados.Error` if the answer is that this node is cut off, `CloudError(UNAVAILABLE)` if none comes."""
+        with self._asking:
+            wanted = self._names
+            if not wanted:
+                return False
+            self._asked = {name: one for name, one in self._asked.items() if one.session is session}
+            mine = {self._ask(session, name) for name in wanted if name not in self._asked}
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    question, code = self._answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+                except queue.Empty:
+                    words = f"no OSD of another machine answers for pool {self._pool}"
+                    raise CloudError(ErrorKind.UNAVAILABLE, words) from None
+                if self._asked.get(question.name) is not question:
+                    continue  # of a session that is not used any more
+                del self._asked[question.name]
+                if code not in (0, _NOT_THERE):
+                    raise rados.Error("an OSD of another machine refuses this node", errno=-code)
+                if question in mine:
+                    return True
+                mine.add(self._ask(session, question.name))  # it was asked long ago, and answers again
+
+    def _ask(self, session: Session, name: str) -> _Question:
+        context = session.open(self._pool)
+        self._asked[name] = question = _Question(name, session, context)
+        context.aio_stat(name, lambda done, _size, _at: self._answers.put((question, done.get_return_value())))
+        return question
+
+
+def _address(found: dict[str, Any]) -> str:
+    """The IP of what `osd find` tells of."""
+    return str(found["addrs"]["addrvec"][0]["addr"]).rpartition(":")[0]
