@@ -176,7 +176,8 @@ def test_a_leader_that_nodes_do_not_reach_hands_over_to_the_one_that_they_do(pai
     figures.note(f"two managers: the leader cut off from all nodes, the other answers {took:.1f} s after")
     until(lambda: pair.runs("during", other), "what was in hand is finished")
     assert pair.get(f"/operations/{operation}", other)["state"] == "done"
-    assert pair.runs("before", other) and other.epoch() == 2
+    until(lambda: pair.runs("before", other), "its node has come over, too")
+    assert other.epoch() == 2
 
     # It is cut off still, and stands by: nodes that call at it are not a reason to lead.
     one.start()

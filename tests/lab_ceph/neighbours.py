@@ -38,10 +38,14 @@ class Neighbours:
     def __init__(self, lab: Lab, figures: Figures, guest: Guest, near: Guest, far: Guest) -> None:
         self.lab, self.figures, self.guest, self.near, self.far = lab, figures, guest, near, far
 
+    @property
+    def others(self) -> tuple[Guest, Guest]:
+        return self.near, self.far
+
     def apart(self) -> None:
         """Those that are not on a node of their own are moved: all traffic goes through tunnels then."""
         free = [node for node in NODES if node != self.guest.node]
-        for other in sorted((self.near, self.far), key=lambda guest: guest.node not in free):
+        for other in sorted(self.others, key=lambda guest: guest.node not in free):
             if other.node not in free:
                 self._send(other, free[0])
             free.remove(other.node)

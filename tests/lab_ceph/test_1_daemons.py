@@ -18,6 +18,7 @@ def test_three_monitors_and_two_osds_a_node(lab: Lab, storage: Storage) -> None:
     osds = [node for name, node in nodes.items() if name.startswith("osd.")]
     assert sorted(osds) == ["n1", "n1", "n2", "n2", "n3", "n3"]
     assert sum(name.startswith("mgr.") for name in nodes) == 2
+    storage.healthy()
     shown = storage.show()
     assert sorted(osd["node"] for osd in shown["status"]["osds"]) == sorted(osds)
     assert shown["status"]["placement_groups"].keys() == {"active+clean"}

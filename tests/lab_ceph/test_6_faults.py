@@ -15,6 +15,7 @@ import pytest
 from lab.cloud import Lab, until
 from lab_ceph.neighbours import UNNOTICED_S
 from lab_ceph.protected import Protected, conditions
+from lab_ceph.storage import Storage
 
 LONGER_S = 10.0
 """Than the profile `fast` needs for a verdict (6 s), and than its lease (4 s)."""
@@ -60,6 +61,39 @@ def test_manager_and_node_are_killed_together(lab: Lab, protected: Protected) ->
         lab.kill(pid)
 
     protected.recovers("manager and node killed together", both)
+
+
+@pytest.mark.long
+def test_a_node_falls_silent_with_the_leading_monitor_while_the_manager_hangs(
+    lab: Lab, storage: Storage, protected: Protected
+) -> None:
+    """Monitors elect another, OSDs wait for those that are gone, and the manager says nothing, for longer than a lease:
+    who is well is not to take itself for cut off."""
+    lost = str(storage.show()["status"]["leader"])
+    if protected.node == lost:
+        lab.ok("vm", "migrate", protected.guest.name, "--to", protected.others()[0])
+        protected.guest.forget()
+        until(lambda: not protected.guest.resource["status"]["leaving"], "it has left", 60.0)
+    protected.neighbours.apart()
+    well = [one for one in (protected.guest, *protected.neighbours.others) if one.node != lost]
+    boots = {one.name: one.boot_id() for one in well}
+    manager = lab.unit_pid("manager")
+    assert manager is not None and len(well) == 2
+    os.kill(manager, signal.SIGSTOP)
+    try:
+        lab.ok("lab", "fail", lost, "--how", "partition")
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > LONGER_S + 2.0, "a lease is over, twice", LONGER_S + 5.0)
+    finally:
+        os.kill(manager, signal.SIGCONT)
+        lab.ok("lab", "heal", lost)
+    lab.wait_manager()
+    for one in well:
+        one.forget()
+    assert {one.name: one.boot_id() for one in well} == boots, "switched off though they were well"
+    until(lambda: not lab.json("ha", "status")["incidents"], f"{lost} is let in", 90.0)
+    storage.healthy()
+    lab.converged()
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from scloud.model.errors import CloudError, ErrorKind
 
 log = logging.getLogger(__name__)
 
-ASKED = ("disks", "monitors")
+ASKED, MANAGER = ("disks", "monitors"), "manager"
 ASKS = 4
 """How often a lease is renewed in its own time."""
 MANAGER_S = 2.0
@@ -67,28 +67,31 @@ class Leases:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, key: str) -> None:
-        """One storage cluster's lease, until it has none here any more. Its disks and its monitors are asked, each once
-        at a time: while a node's OSDs have just died, or monitors elect a leader, only the others answer."""
+        """One storage cluster's lease, until it has none here any more. Its disks and its monitors are asked, and the
+        manager when they have been silent, each once at a time and whatever the others do: while a node's OSDs have
+        just died, or monitors elect a leader, only some answer."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         asking: dict[str, tuple[float, asyncio.Task[Answer]]] = {}
+        asked: dict[str, float] = {}
         try:
             while (store := self._store(key)) is not None:
                 step = store.lease_s / ASKS
-                began = loop.time()
-                for what in [what for what in ASKED if what not in asking]:
-                    asking[what] = began, loop.create_task(self._ask(store, what), name=f"lease {key}: {what}")
-                await asyncio.wait([task for _, task in asking.values()], timeout=step)
+                now, doubt, end = loop.time(), renewed + store.lease_s - MANAGER_S, renewed + store.lease_s
+                wanted = [what for what in (*ASKED, *([MANAGER] if now >= doubt else [])) if what not in asking]
+                for what in [what for what in wanted if now - asked.get(what, now - step) >= step]:
+                    asked[what] = now
+                    asking[what] = now, loop.create_task(self._ask(store, what), name=f"lease {key}: {what}")
+                turns = [asked[what] + step for what in wanted if what not in asking]
+                until = min([now + step, *turns, *(at for at in (doubt, end) if at > now)])
+                await _first([task for _, task in asking.values()], until - now)
                 renewed = max(renewed, await self._heard(store, asking))
-                if loop.time() - renewed > store.lease_s - MANAGER_S and not await self._manager_answers():
-                    await asyncio.sleep(renewed + store.lease_s - loop.time())
-                    renewed = max(renewed, await self._heard(store, asking))
-                    silent = loop.time() - renewed
-                    if silent >= store.lease_s:
-                        await self._give_up(
-                            store, f"neither their storage cluster nor the manager has answered for {silent:.1f} s"
-                        )
-                await asyncio.sleep(max(began + step - loop.time(), 0.05))
+                silent = loop.time() - renewed
+                if silent >= store.lease_s and loop.time() - asked.get("given up", -step) >= step:
+                    asked["given up"] = loop.time()
+                    await self._give_up(
+                        store, f"neither their storage cluster nor the manager has answered for {silent:.1f} s"
+                    )
         finally:
             for _, task in asking.values():
                 task.cancel()
@@ -115,6 +118,8 @@ class Leases:
         """A thread inside may hang for longer than a lease: nobody waits for it."""
         if not self._disks(store):
             return "kept"
+        if what == MANAGER:
+            return "kept" if await self._manager_answers() else "silent"
         try:
             for pool in store.pools[:1]:
                 storage = self._stores.of(pool.id)
@@ -136,3 +141,11 @@ class Leases:
             await self._guests.switch_off(self._disks(store), why)
         except (CloudError, OSError) as error:
             log.warning("VMs could not be switched off although %s: %s", why, error)
+
+
+async def _first(tasks: list[asyncio.Task[Answer]], seconds: float) -> None:
+    """Returns when one of them has ended, or after so long."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=max(seconds, 0.0), return_when=asyncio.FIRST_COMPLETED)
+    else:
+        await asyncio.sleep(max(seconds, 0.0))

@@ -11,7 +11,7 @@ from agent_clock import run
 from agent_node import POOL
 
 from scloud.agent.journal import MemoryJournal
-from scloud.agent.lease import Leases
+from scloud.agent.lease import MANAGER_S, Leases
 from scloud.agent.stores import Stores
 from scloud.model.desired import DesiredDisk, DesiredStore, StorePool
 from scloud.model.errors import CloudError, ErrorKind
@@ -73,6 +73,8 @@ async def watched(cluster: Cluster, *, manager: bool, seconds: float = 30.0) -> 
     await journal.apply([store, disk], [])
 
     async def answers() -> bool:
+        if not manager:
+            await asyncio.sleep(MANAGER_S)
         return manager
 
     began = asyncio.get_running_loop().time()
@@ -95,6 +97,33 @@ def test_without_anybody_guests_are_given_up_when_the_lease_is_over() -> None:
     assert given_up and LEASE_S <= given_up[0][0] <= LEASE_S + 1.0
     assert "neither their storage cluster nor the manager" in given_up[0][1]
     assert run(watched(Cluster(None, None), manager=True)) == [], "the manager answers: it is not cut off"
+
+
+class NodeDied(Cluster):
+    """As after the silent death of a node with the leading monitor, 5 s after this was made: disks go on to answer for
+    three seconds, monitors are silent from one second before that until they have elected another."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.died = asyncio.get_running_loop().time() + 5.0
+
+    async def is_refused(self) -> bool:
+        return await self._say(False if asyncio.get_running_loop().time() < self.died + 3.0 else None)
+
+    async def is_cut_off(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self.died + 2.0 < now < self.died + 4.8:
+            await asyncio.sleep(self.died + 4.8 - now)
+        return False
+
+
+def test_monitors_are_asked_anew_while_nobody_else_answers() -> None:
+    """What they answer after their election was asked before it, and says nothing of now."""
+
+    async def one() -> list[tuple[float, str]]:
+        return await watched(NodeDied(), manager=False)
+
+    assert run(one()) == []
 
 
 @pytest.mark.parametrize(("disks", "monitors"), [(None, True), (True, None), (CUT_OFF, None), (CUT_OFF, False)])

@@ -20,11 +20,11 @@ from scloud.drivers.storage import rbd_names as names
 from scloud.drivers.storage.rbd_cluster import Session, command
 from scloud.model.errors import CloudError, ErrorKind
 
-GUESSES = 16
+GUESSES = 12
 """Names that are tried until `MOST` are found."""
 MOST = 4
 """OSDs that are asked at once."""
-FRESH_S = 60.0
+FRESH_S = 10.0
 """How long it is taken for granted where an object is: OSDs come and go."""
 PATIENCE_S = 5.0
 _NOT_THERE = -2
@@ -47,6 +47,8 @@ class Elsewhere:
         self._pool = pool
         self._now = now
         self._looked: float | None = None
+        self._epoch: int | None = None
+        """Of the OSD map that was looked at last."""
         self._names: tuple[str, ...] = ()
         self._asking = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[_Question, int]] = queue.SimpleQueue()
@@ -57,23 +59,33 @@ class Elsewhere:
         return self._looked is None or self._now() - self._looked >= FRESH_S
 
     def look(self, session: Session) -> None:
-        """Ask the monitors which objects OSDs of other machines have."""
+        """Ask the monitors which objects OSDs of other machines have; one question, if the OSD map is as it was."""
+        epoch = int(self._place(session, 0)["epoch"])
+        if epoch != self._epoch:
+            self._names = self._found(session)
+            self._epoch = epoch
+        self._looked = self._now()
+
+    def _found(self, session: Session) -> tuple[str, ...]:
         mine = session.address.rpartition(":")[0]
         found: dict[int, str] = {}
         own: set[int] = set()
         for number in range(GUESSES):
-            name = names.probe(number)
-            osd = int(command(session, {"prefix": "osd map", "pool": self._pool, "object": name})["acting_primary"])
+            osd = int(self._place(session, number)["acting_primary"])
             if osd < 0 or osd in found or osd in own:
                 continue
             if _address(command(session, {"prefix": "osd find", "id": osd})) == mine:
                 own.add(osd)
             else:
-                found[osd] = name
+                found[osd] = names.probe(number)
             if len(found) == MOST:
                 break
-        self._names = tuple(found.values())
-        self._looked = self._now()
+        return tuple(found.values())
+
+    def _place(self, session: Session, number: int) -> dict[str, Any]:
+        asked = {"prefix": "osd map", "pool": self._pool, "object": names.probe(number)}
+        place: dict[str, Any] = command(session, asked)
+        return place
 
     def let_in(self, session: Session) -> bool:
         """True once one of them has answered what was asked after this call began; False if it is not known whom to
