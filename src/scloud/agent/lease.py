@@ -24,6 +24,8 @@ ASKS = 4
 """How often a lease is renewed in its own time."""
 MANAGER_S = 2.0
 """A manager that does not answer within so many seconds is away."""
+LEAST_S = 0.01
+"""Between two looks at who has answered."""
 IDLE_S = 5.0
 """How soon a storage cluster that this node is newly told of has a lease."""
 Answer = Literal["kept", "cut off", "silent"]
@@ -144,8 +146,8 @@ class Leases:
 
 
 async def _first(tasks: list[asyncio.Task[Answer]], seconds: float) -> None:
-    """Returns when one of them has ended, or after so long."""
+    """Returns when one of them has ended, or after so long, and a moment at least."""
     if tasks:
-        await asyncio.wait(tasks, timeout=max(seconds, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=max(seconds, LEAST_S), return_when=asyncio.FIRST_COMPLETED)
     else:
-        await asyncio.sleep(max(seconds, 0.0))
+        await asyncio.sleep(max(seconds, LEAST_S))
