@@ -59,6 +59,8 @@ class Device(Value):
     """Nothing needs it any more: its daemon is stopped and its bytes are wiped, then it is forgotten."""
     replace_path: DevicePath | None = None
     """Where a new, empty OSD begins once this one is gone; None if it only goes."""
+    crowded: bool = False
+    """It was dead when it was to be replaced, and the others have no room for its data: they wait for the new one."""
     operation: str = ""
     """The operation that waits for it to be there, or gone."""
 

@@ -170,8 +170,6 @@ async def test_a_dead_device_whose_data_find_no_room_is_replaced_all_the_same(cl
     """Two devices a node, and a pool that needs every node: what one had can only go to its neighbour."""
     ceph, _, _ = await deployed(cloud)
     await cloud.admin.create("pools", "p", cluster="c1")
-    ceph.full = 0.6
-    await shown(cloud, lambda status: status["osds"][0]["used_mib"] > 6000)
     old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
     number = ceph.osds[old]["osd"]
     ceph.dead.add(old)
@@ -184,6 +182,25 @@ async def test_a_dead_device_whose_data_find_no_room_is_replaced_all_the_same(cl
     assert old in ceph.osds, "its data are still being made whole on others"
     ceph.toofull = True
     await cloud.admin.wait(asked)
+    assert old not in ceph.osds and len(ceph.osds) == 6 and ceph.moving == 3
+
+
+@pytest.mark.parametrize("taken_in", [True, False])
+async def test_a_dead_device_whose_data_have_no_room_beside_it_is_replaced_at_once(
+    cloud: Cloud, taken_in: bool
+) -> None:
+    """Nothing is moved meanwhile: its neighbour would be filled to the brim by what soon goes back."""
+    ceph, _, _ = await deployed(cloud)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    ceph.full = 0.6
+    await shown(cloud, lambda status: status["osds"][0]["used_mib"] > 6000)
+    old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
+    number = ceph.osds[old]["osd"]
+    ceph.dead.add(old)
+    ceph.osds[old]["in"] = int(taken_in)
+    ceph.moving = 3
+    await shown(cloud, lambda status: not next(osd for osd in status["osds"] if osd["osd"] == number)["up"])
+    await cloud.admin.end("POST", "/storage-clusters/c1/actions/device-replace", {"device": f"osd.{number}"})
     assert old not in ceph.osds and len(ceph.osds) == 6 and ceph.moving == 3
 
 

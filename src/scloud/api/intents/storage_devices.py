@@ -99,6 +99,13 @@ def _filled(row: Resource, spec: StorageClusterSpec) -> StorageClusterStatus:
     return status.model_copy(update={"osds": tuple(osd for osd in status.osds if osd.uuid not in wiped)})
 
 
+def _with(row: Resource, spec: StorageClusterSpec, device: Device) -> StorageClusterStatus:
+    """The same, as if the device were in: a dead one is taken out after some minutes, and its data need room still."""
+    status = _filled(row, spec)
+    osds = [osd.model_copy(update={"taken_in": True}) if osd.uuid == device.uuid else osd for osd in status.osds]
+    return status.model_copy(update={"osds": tuple(osds)})
+
+
 def _going(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
     """Devices that are being drained. One that is replaced in place keeps what it has until it is filled anew."""
     out = {device.uuid for device in spec.devices if device.out and not device.drained}
@@ -136,7 +143,8 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
 
     Nothing is refused for want of fault domains: the new device is to be where the old one was, and if the data have no
     other place to go, it is filled from the other copies, which takes no room. What is drained first needs room; from
-    one that is dead nothing can be, and its data wait for the new one if they have none (`devices.crowded_out`).
+    one that is dead nothing can be, and its data wait for the new one if they have none: when it is asked for, by what
+    is known of it (`Device.crowded`), and later by what the cluster finds (`devices.crowded_out`).
     """
     row, spec = cluster_of(tx, ref)
     need_deployed(row, spec)
@@ -149,12 +157,14 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
     changed = device.model_copy(update={"out": True, "replace_path": path})
     after = spec.model_copy(update={"devices": _swap(spec.devices, [changed])})
     alive = any(osd.uuid == device.uuid and osd.up for osd in row.status_as(StorageClusterStatus).osds)
-    if alive and device.uuid in rows.in_place(tx, row, after):
-        _refuse_losing(tx, row, device)
-    elif alive:
-        refused = no_room(row.name, _pools(tx, row), _filled(row, spec), {device.uuid}, _going(tx, row, spec))
-        if refused is not None:
+    if device.uuid in rows.in_place(tx, row, after):
+        if alive:
+            _refuse_losing(tx, row, device)
+    else:
+        refused = no_room(row.name, _pools(tx, row), _with(row, spec, device), {device.uuid}, _going(tx, row, spec))
+        if refused is not None and alive:
             raise refused
+        changed = changed.model_copy(update={"crowded": refused is not None})
     op = begin(tx, "storage-cluster.device-replace", row)
     members.take_over(tx, row.id, [device], f"replaced by {op.action}")
     changed = changed.model_copy(update={"operation": op.id})

@@ -117,7 +117,14 @@ def _successor(tx: Tx, load: Load, device: Device) -> Device:
     """A new, empty OSD where the old one was."""
     uuid = secrets.uuid4(tx)
     secrets.put(tx, load.row.id, rows.osd_secret(uuid), secrets.cephx_key(tx))
-    fresh = {"uuid": uuid, "path": device.replace_path, "out": False, "drained": False, "replace_path": None}
+    fresh = {
+        "uuid": uuid,
+        "path": device.replace_path,
+        "out": False,
+        "drained": False,
+        "replace_path": None,
+        "crowded": False,
+    }
     return device.model_copy(update=fresh)
 
 

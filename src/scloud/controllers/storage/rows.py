@@ -117,5 +117,7 @@ def in_place(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
 
 def filled_in_place(devices: Iterable[Device], left: Sequence[Spot], pools: Iterable[PoolSpec]) -> set[str]:
     """The same, of devices, the places of those that stay, and the pools that stay."""
-    waiting = {device.uuid for device in devices if device.out and device.replace_path is not None}
-    return waiting if waiting and stranded(pools, left) else set()
+    waiting = [device for device in devices if device.out and device.replace_path is not None]
+    if waiting and stranded(pools, left):
+        return {device.uuid for device in waiting}
+    return {device.uuid for device in waiting if device.crowded}
