@@ -296,7 +296,8 @@ def test_a_dead_device_is_replaced_though_its_data_find_no_room(stored: Lab) -> 
     stored.ok("storage-cluster", "device", "replace", CLUSTER, device(stored, "n2", "a"))
     until(lambda: healthy(stored), "whole again on the new device", 400.0)
     assert old not in {osd["uuid"] for osd in cluster(stored)["status"]["osds"]}
-    said = [event["message"] for event in stored.json("event", "list", "--resource", cluster(stored)["id"])]
+    events = stored.items("/events", resource=cluster(stored)["id"], all_accounts=True)
+    said = [event["message"] for event in events]
     assert any("can be done without, and cannot be drained" in words for words in said), said
     read_all(stored)
     with access(stored, "n3") as handle, handle.open_ioctx(pool) as io:
