@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Literal, Protocol
 
 from scloud.agent.journal import Journal
@@ -60,13 +62,18 @@ class Leases:
                 for key, item in self._journal.desired.items():
                     if isinstance(item, DesiredStore) and item.lease_s > 0 and key not in self._tasks:
                         self._tasks[key] = task = loop.create_task(self._keep(key), name=f"lease {key}")
-                        task.add_done_callback(lambda _, key=key: self._tasks.pop(key, None))  # type: ignore[misc]
+                        task.add_done_callback(partial(self._ended, key))
                 await asyncio.sleep(IDLE_S)
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("lease %s: it is begun anew after an error", key, exc_info=error)
 
     async def _keep(self, key: str) -> None:
         """One storage cluster's lease, until it has none here any more. Its disks and its monitors are asked, and the
@@ -76,21 +83,27 @@ class Leases:
         renewed = loop.time()
         asking: dict[str, tuple[float, asyncio.Task[Answer]]] = {}
         asked: dict[str, float] = {}
+        manager_failed = given_up = -math.inf
+        """When the manager was asked last and has not kept the lease; when VMs were given up."""
         try:
             while (store := self._store(key)) is not None:
                 step = store.lease_s / ASKS
                 now, doubt, end = loop.time(), renewed + store.lease_s - MANAGER_S, renewed + store.lease_s
                 wanted = [what for what in (*ASKED, *([MANAGER] if now >= doubt else [])) if what not in asking]
-                for what in [what for what in wanted if now - asked.get(what, now - step) >= step]:
+                for what in [what for what in wanted if now - asked.get(what, -math.inf) >= step]:
                     asked[what] = now
                     asking[what] = now, loop.create_task(self._ask(store, what), name=f"lease {key}: {what}")
                 turns = [asked[what] + step for what in wanted if what not in asking]
                 until = min([now + step, *turns, *(at for at in (doubt, end) if at > now)])
                 await _first([task for _, task in asking.values()], until - now)
                 renewed = max(renewed, await self._heard(store, asking))
+                if MANAGER in asked and MANAGER not in asking:
+                    manager_failed = asked[MANAGER]
                 silent = loop.time() - renewed
-                if silent >= store.lease_s and loop.time() - asked.get("given up", -step) >= step:
-                    asked["given up"] = loop.time()
+                # Whoever did not run for a while itself, and has asked nobody, knows nothing.
+                certain = manager_failed >= renewed + store.lease_s - MANAGER_S
+                if certain and silent >= store.lease_s and loop.time() - given_up >= step:
+                    given_up = loop.time()
                     await self._give_up(
                         store, f"neither their storage cluster nor the manager has answered for {silent:.1f} s"
                     )

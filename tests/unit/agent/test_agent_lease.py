@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 import pytest
-from agent_clock import run
+from agent_clock import VirtualLoop, run
 from agent_node import POOL
 
 from scloud.agent.journal import MemoryJournal
@@ -55,7 +55,9 @@ class Guests:
         return []
 
 
-async def watched(cluster: Cluster, *, manager: bool, seconds: float = 30.0) -> list[tuple[float, str]]:
+async def watched(
+    cluster: Cluster, *, manager: bool, seconds: float = 30.0, lease_s: float = LEASE_S
+) -> list[tuple[float, str]]:
     """When guests were given up within so many seconds, and why."""
     journal, guests = MemoryJournal(), Guests()
     pool = StorePool(id=POOL, name="p")
@@ -66,7 +68,7 @@ async def watched(cluster: Cluster, *, manager: bool, seconds: float = 30.0) -> 
         fsid="f",
         mon_host="192.0.2.1:6789",
         client="scloud-n1",
-        lease_s=LEASE_S,
+        lease_s=lease_s,
         pools=(pool,),
     )
     disk = DesiredDisk(id="dsk-1", generation=1, size_mib=8, image=None, image_sha256=None, pool=POOL)
@@ -124,6 +126,26 @@ def test_monitors_are_asked_anew_while_nobody_else_answers() -> None:
         return await watched(NodeDied(), manager=False)
 
     assert run(one()) == []
+
+
+@pytest.mark.parametrize("pause_s", [3.0, 60.0])
+def test_an_agent_that_stood_still_asks_before_it_gives_up(pause_s: float) -> None:
+    """Its process was stopped, or its machine had no time for it: everybody else is well."""
+
+    async def one() -> list[tuple[float, str]]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        for at in (7.3, 7.9, 12.05):
+            loop.call_later(at, lambda: setattr(loop, "now", loop.now + pause_s))
+        return await watched(Cluster(False, False), manager=True, seconds=300.0)
+
+    assert run(one()) == []
+
+
+@pytest.mark.parametrize("lease_s", [2.2, 3.3, 4.1, 7.7])
+def test_a_lease_of_any_length_ends_in_its_time(lease_s: float) -> None:
+    given_up = run(watched(Cluster(None, None), manager=False, lease_s=lease_s))
+    assert lease_s <= given_up[0][0] <= lease_s + 1.0
 
 
 @pytest.mark.parametrize(("disks", "monitors"), [(None, True), (True, None), (CUT_OFF, None), (CUT_OFF, False)])

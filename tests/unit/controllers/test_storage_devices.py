@@ -204,6 +204,20 @@ async def test_a_dead_device_whose_data_have_no_room_beside_it_is_replaced_at_on
     assert old not in ceph.osds and len(ceph.osds) == 6 and ceph.moving == 3
 
 
+async def test_the_only_copy_on_a_dead_device_is_not_given_up_for_want_of_room(cloud: Cloud) -> None:
+    ceph, _, _ = await deployed(cloud)
+    await cloud.admin.create("pools", "p", cluster="c1")
+    await cloud.admin.create("pools", "single", cluster="c1", redundancy="replica:1")
+    ceph.full = 0.6
+    await shown(cloud, lambda status: status["osds"][0]["used_mib"] > 6000)
+    old = next(uuid for uuid, osd in ceph.osds.items() if osd["host"] == "n2")
+    ceph.dead.add(old)
+    await shown(cloud, lambda status: not all(osd["up"] for osd in status["osds"]))
+    body = {"device": f"osd.{ceph.osds[old]['osd']}"}
+    await cloud.admin.fail("POST", "/storage-clusters/c1/actions/device-replace", body, status=409, code="no_capacity")
+    assert old in ceph.osds
+
+
 async def test_a_device_that_cannot_be_drained_goes_when_all_others_are_whole(cloud: Cloud) -> None:
     ceph, _, _ = await deployed(cloud, per_node=1)
     await cloud.admin.create("pools", "p", cluster="c1")

@@ -114,7 +114,8 @@ def _going(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
 
 def _leave(tx: Tx, op: Operation, row: Resource, spec: StorageClusterSpec, leaving: list[Device]) -> Answer:
     members.take_over(tx, row.id, leaving, f"replaced by {op.action}")
-    changed = [device.model_copy(update={"out": True, "replace_path": None, "operation": op.id}) for device in leaving]
+    update = {"out": True, "replace_path": None, "crowded": False, "operation": op.id}
+    changed = [device.model_copy(update=update) for device in leaving]
     return accepted(op, save(tx, row, spec=spec.model_copy(update={"devices": _swap(spec.devices, changed)})))
 
 
@@ -128,7 +129,7 @@ def keep_device(tx: Tx, ref: str, text: str) -> Answer:
     if device.drained:
         raise CloudError(ErrorKind.CONFLICT, f"device {text} is empty and being wiped; add it anew when it is gone")
     op = begin(tx, "storage-cluster.device-keep", row)
-    kept = device.model_copy(update={"out": False, "replace_path": None, "operation": op.id})
+    kept = device.model_copy(update={"out": False, "replace_path": None, "crowded": False, "operation": op.id})
     left = [other for other in spec.devices if other.node == device.node and other.out and other.uuid != device.uuid]
     more = "; the other devices of its node go on being removed until they are kept, too" if left else ""
     stays = f", and its node stays{more}" if device.node in spec.leaving else ""
@@ -154,15 +155,15 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
     path = ask.path or device.path
     if any(other.node == device.node and other.path == path and other.uuid != device.uuid for other in spec.devices):
         raise invalid("path", f"is another device of this cluster: {path}")
-    changed = device.model_copy(update={"out": True, "replace_path": path})
+    changed = device.model_copy(update={"out": True, "replace_path": path, "crowded": False})
     after = spec.model_copy(update={"devices": _swap(spec.devices, [changed])})
-    alive = any(osd.uuid == device.uuid and osd.up for osd in row.status_as(StorageClusterStatus).osds)
+    alive = device.uuid not in rows.dead(row.status_as(StorageClusterStatus))
     if device.uuid in rows.in_place(tx, row, after):
         if alive:
             _refuse_losing(tx, row, device)
     else:
         refused = no_room(row.name, _pools(tx, row), _with(row, spec, device), {device.uuid}, _going(tx, row, spec))
-        if refused is not None and alive:
+        if refused is not None and (alive or _single(tx, row, device)):
             raise refused
         changed = changed.model_copy(update={"crowded": refused is not None})
     op = begin(tx, "storage-cluster.device-replace", row)
@@ -173,14 +174,21 @@ def replace_device(tx: Tx, ref: str, ask: DeviceReplace) -> Answer:
 
 def _refuse_losing(tx: Tx, row: Resource, device: Device) -> None:
     """CONFLICT if a device that lives and cannot be drained has the only copy of something."""
+    if name := _single(tx, row, device):
+        raise CloudError(
+            ErrorKind.CONFLICT,
+            f"pool '{name}' has one copy of everything, and what this device has of it has no other place to go: "
+            "it would be lost; add a device to another host first, or move the disks to a pool of more copies "
+            "(`scloud disk move`)",
+        )
+
+
+def _single(tx: Tx, row: Resource, device: Device) -> str:
+    """The name of a pool of one copy that may have it on the device; empty if there is none."""
     for name, pool in _pools(tx, row):
         if copies_of(pool.redundancy)[1] == 0 and pool.media in (None, device.media):
-            raise CloudError(
-                ErrorKind.CONFLICT,
-                f"pool '{name}' has one copy of everything, and what this device has of it has no other place to go: "
-                "it would be lost; add a device to another host first, or move the disks to a pool of more copies "
-                "(`scloud disk move`)",
-            )
+            return name
+    return ""
 
 
 def add_node(tx: Tx, ref: str, node: str) -> Answer:

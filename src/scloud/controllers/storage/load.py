@@ -49,7 +49,9 @@ class Load:
         """Uuids of devices to be replaced whose data have nowhere else to go, or no room there."""
         left = spots(self.spec.devices, self.sites)
         found = rows.filled_in_place(self.spec.devices, left, (p.spec for p in self.pools if not p.leaving))
-        return found | crowded_out(self.spec.devices, view)
+        # Dead in two looks: one that only begins anew is back before the next.
+        dead = {osd.uuid for osd in view.osds if not osd.up} & rows.dead(self.status)
+        return found | crowded_out(self.spec.devices, dead, any("toofull" in state for state in view.pg_states))
 
     def names(self, nodes: tuple[str, ...]) -> list[str]:
         return [self.sites[node].name for node in nodes if node in self.sites]

@@ -10,6 +10,7 @@ from scloud.model.kinds import Kind, State
 from scloud.model.specs import NodeSpec
 from scloud.model.statuses import NodeStatus
 from scloud.model.storage import Device, PoolSpec, PoolStatus, StorageClusterSpec, StorageClusterStatus
+from scloud.reconcile.ceph.devices import crowded_out
 from scloud.reconcile.ceph.layout import Site, Spot, spots
 from scloud.reconcile.ceph.removal import stranded
 from scloud.store.database import Tx
@@ -110,14 +111,18 @@ def spots_of(tx: Tx, row: Resource, spec: StorageClusterSpec | None = None) -> l
 
 
 def in_place(tx: Tx, row: Resource, spec: StorageClusterSpec) -> set[str]:
-    """Uuids of devices to be replaced whose data have nowhere else to go."""
+    """Uuids of devices to be replaced whose data have nowhere else to go, or no room there."""
     kept = [pool.spec for pool in pools_of(tx, row.id) if not pool.leaving]
-    return filled_in_place(spec.devices, spots_of(tx, row, spec), kept)
+    found = filled_in_place(spec.devices, spots_of(tx, row, spec), kept)
+    return found | crowded_out(spec.devices, dead(row.status_as(StorageClusterStatus)), toofull=False)
 
 
 def filled_in_place(devices: Iterable[Device], left: Sequence[Spot], pools: Iterable[PoolSpec]) -> set[str]:
     """The same, of devices, the places of those that stay, and the pools that stay."""
     waiting = [device for device in devices if device.out and device.replace_path is not None]
-    if waiting and stranded(pools, left):
-        return {device.uuid for device in waiting}
-    return {device.uuid for device in waiting if device.crowded}
+    return {device.uuid for device in waiting} if waiting and stranded(pools, left) else set()
+
+
+def dead(status: StorageClusterStatus) -> set[str]:
+    """Uuids of OSDs that were down when the cluster was last looked at."""
+    return {osd.uuid for osd in status.osds if not osd.up}

@@ -25,9 +25,6 @@ CLIENT_OPTIONS: Mapping[str, str] = {
     # Seconds. Whoever speaks to a monitor that is gone without a word learns of no new map until it notices: else 30.
     "mon client ping interval": "1",
     "mon client ping timeout": "3",
-    # Seconds. While they elect a leader monitors turn everybody away; with Ceph's own 3 s, and then longer, the second
-    # attempt came when agents had been without an answer for the length of a short lease.
-    "mon client hunt interval": "1",
 }
 _COMMON = {
     # cephx is on by default only for whoever has a keyring.

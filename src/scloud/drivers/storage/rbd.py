@@ -70,6 +70,7 @@ class RbdStorage:
         self._clock = AnswerClock()
         self._elsewhere = Elsewhere(pool.name)
         self._looking: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def _run(
         self,
@@ -329,7 +330,7 @@ class RbdStorage:
     async def is_cut_off(self) -> bool:
         """The monitors are asked: placement groups whose OSDs have just died say nothing for some seconds."""
         found = await self._cluster.run("ask whether this node is cut off", rbd_fence.is_cut_off)
-        if self._elsewhere.due() and (self._looking is None or self._looking.done()):
+        if not self._closed and self._elsewhere.due() and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"look {self._pool.name}")
         return found
 
@@ -339,12 +340,15 @@ class RbdStorage:
             await self._cluster.run("find out whom else to ask", self._elsewhere.look, long=True)
         except CloudError as error:
             log.info("%s", error)
+        except Exception:
+            log.exception("whom else to ask in pool %s is not known", self._pool.name)
 
     async def unfence(self, node: str) -> None:
         pools = self._cluster.pools()
         await self._cluster.run(f"unfence {node}", lambda session: rbd_fence.unfence(session, pools, node))
 
     async def close(self) -> None:
+        self._closed = True
         for task in (self._sweeping, self._looking):
             if task is not None:
                 task.cancel()

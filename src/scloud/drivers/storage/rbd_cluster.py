@@ -109,6 +109,10 @@ class Session:
         conf = {**OPTIONS, "mon host": access.mon_host, "key": access.key}
         self.rados = new_handle(f"client.{access.user}", conf)
         self.rados.connect()
+        # Seconds. While they elect a leader monitors turn everybody away; with Ceph's own 3 s, and then longer, the
+        # next attempt came when this node had been without an answer for the length of a short lease. Who connects for
+        # the first time has those: on a busy machine that takes a while.
+        self.rados.conf_set("mon_client_hunt_interval", "1")
         self.address = _address(self.rados.get_addrs())
         self._told = " ".join((self.address, *others))
         self._local = threading.local()
@@ -240,6 +244,8 @@ class Cluster:
 
     def _connected(self) -> Session:
         with self._connecting:
+            if self.closed:
+                raise CloudError(ErrorKind.UNAVAILABLE, "the connection to the storage cluster is closed")
             if self._session is None:
                 self._session = Session(self.access, self._former)
             return self._session

@@ -7,10 +7,12 @@ first answer counts. Which they are is asked of the monitors now and then, while
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +29,26 @@ MOST = 4
 FRESH_S = 10.0
 """How long it is taken for granted where an object is: OSDs come and go."""
 PATIENCE_S = 5.0
-_NOT_THERE = -2
-"""None of the objects exists: to be told so is an answer as good as any."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Question:
-    """The I/O context is kept as long as the library may need it."""
-
     name: str
     session: Session
     context: Any
+
+
+_keeping = threading.Lock()
+_under_way: dict[_Question, Any] = {}
+"""With its completion, which the library writes to until it has answered, whoever has lost interest."""
+_answered: queue.SimpleQueue[_Question] = queue.SimpleQueue()
+"""Let go of by a thread of ours: the last who holds a session ends it, which one of the library's own must not."""
+
+
+def _let_go() -> None:
+    with suppress(queue.Empty):
+        while True:
+            _under_way.pop(_answered.get_nowait(), None)
 
 
 class Elsewhere:
@@ -60,11 +71,11 @@ class Elsewhere:
 
     def look(self, session: Session) -> None:
         """Ask the monitors which objects OSDs of other machines have; one question, if the OSD map is as it was."""
+        self._looked = self._now()
         epoch = int(self._place(session, 0)["epoch"])
         if epoch != self._epoch:
             self._names = self._found(session)
             self._epoch = epoch
-        self._looked = self._now()
 
     def _found(self, session: Session) -> tuple[str, ...]:
         mine = session.address.rpartition(":")[0]
@@ -106,16 +117,26 @@ class Elsewhere:
                 if self._asked.get(question.name) is not question:
                     continue  # of a session that is not used any more
                 del self._asked[question.name]
-                if code not in (0, _NOT_THERE):
+                if code == -errno.ETIMEDOUT or question.name not in wanted:
+                    continue
+                if code not in (0, -errno.ENOENT):  # none of the objects is there: to be told so is an answer, too
                     raise rados.Error("an OSD of another machine refuses this node", errno=-code)
                 if question in mine:
                     return True
                 mine.add(self._ask(session, question.name))  # it was asked long ago, and answers again
 
     def _ask(self, session: Session, name: str) -> _Question:
-        context = session.open(self._pool)
+        context, answers = session.open(self._pool), self._answers
         self._asked[name] = question = _Question(name, session, context)
-        context.aio_stat(name, lambda done, _size, _at: self._answers.put((question, done.get_return_value())))
+
+        def answered(done: Any, _size: int | None, _at: Any) -> None:
+            answers.put((question, done.get_return_value()))
+            _answered.put(question)
+
+        with _keeping:
+            _let_go()
+            _under_way[question] = None
+            _under_way[question] = context.aio_stat(name, answered)
         return question
 
 

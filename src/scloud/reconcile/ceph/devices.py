@@ -74,12 +74,11 @@ def draining(devices: Iterable[Device], view: View) -> list[int]:
     return found
 
 
-def crowded_out(devices: Iterable[Device], view: View) -> set[str]:
-    """Uuids of dead devices to be replaced while what they had finds no room on the others."""
-    if not any("toofull" in state for state in view.pg_states):
-        return set()
-    dead = {osd.uuid for osd in view.osds if not osd.up}
-    return {device.uuid for device in devices if device.out and device.replace_path is not None} & dead
+def crowded_out(devices: Iterable[Device], dead: Collection[str], toofull: bool) -> set[str]:
+    """Uuids of dead devices to be replaced while what they had finds no room on the others; `toofull`: so the cluster
+    says. One that lives again is drained."""
+    waiting = [device for device in devices if device.out and device.replace_path is not None]
+    return {device.uuid for device in waiting if device.uuid in dead and (device.crowded or toofull)}
 
 
 def expendable(device: Device, devices: Iterable[Device], view: View) -> bool:
@@ -94,4 +93,5 @@ def expendable(device: Device, devices: Iterable[Device], view: View) -> bool:
     mine = view.osd(device.uuid)
     if mine is not None and mine.up:
         return view.settled
-    return all("active" in state.split("+") for state in view.pg_states)
+    # A group whose last OSD has died is called what it was, and stale.
+    return all({"active", "stale"} & set(state.split("+")) == {"active"} for state in view.pg_states)
