@@ -47,6 +47,12 @@ class RbdBench:
         self._writing = False
         self.storage: Storage = self.driver()
 
+    async def __aenter__(self) -> RbdBench:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.clean()
+
     def driver(self, node: str = NODE, client: str = CLIENT, key: str | None = None) -> RbdStorage:
         """Another agent's, with a connection of its own."""
         key = key or self.rig.make_client(client, "rbd", "rbd-ec", "rbd-ec-data")

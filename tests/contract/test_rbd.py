@@ -45,11 +45,8 @@ asyncio.run(storage.create("dsk-1", 20, FromImage("img", pathlib.Path(file))))
 
 @pytest.fixture
 async def bench(ceph: CephRig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RbdBench]:
-    made = RbdBench(ceph, "rbd", monkeypatch)
-    try:
+    async with RbdBench(ceph, "rbd", monkeypatch) as made:
         yield made
-    finally:
-        await made.clean()
 
 
 @pytest.fixture

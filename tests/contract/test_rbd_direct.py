@@ -30,11 +30,8 @@ MIB = 1024 * 1024
 async def bench(
     ceph: CephRig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RbdBench]:
-    made = RbdBench(ceph, request.param, monkeypatch)
-    try:
+    async with RbdBench(ceph, request.param, monkeypatch) as made:
         yield made
-    finally:
-        await made.clean()
 
 
 @pytest.fixture

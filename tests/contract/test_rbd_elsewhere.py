@@ -21,12 +21,11 @@ OSDS = 3
 
 @pytest.fixture
 async def bench(ceph: CephRig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RbdBench]:
-    made = RbdBench(ceph, "rbd", monkeypatch)
-    try:
-        yield made
-    finally:
-        ceph.thaw()
-        await made.clean()
+    async with RbdBench(ceph, "rbd", monkeypatch) as made:
+        try:
+            yield made
+        finally:
+            ceph.thaw()
 
 
 async def test_while_any_osd_of_another_machine_answers_a_node_knows_that_it_is_let_in(

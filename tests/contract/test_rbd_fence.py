@@ -87,11 +87,8 @@ async def bench(
     ceph: CephRig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[RbdBench]:
-    made = RbdBench(ceph, request.param, monkeypatch)
-    try:
+    async with RbdBench(ceph, request.param, monkeypatch) as made:
         yield made
-    finally:
-        await made.clean()
 
 
 async def last_of(bench: RbdBench, disk: str) -> int:

@@ -25,11 +25,8 @@ INVALID_MAP = 3
 
 @pytest.fixture
 async def bench(ceph: CephRig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RbdBench]:
-    made = RbdBench(ceph, "rbd", monkeypatch)
-    try:
+    async with RbdBench(ceph, "rbd", monkeypatch) as made:
         yield made
-    finally:
-        await made.clean()
 
 
 def header(bench: RbdBench, name: str) -> str:

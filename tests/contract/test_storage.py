@@ -141,11 +141,8 @@ async def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         yield FakeBench(shared=request.param == "fake-pool")
         return
     if request.param in ("rbd", "rbd-ec"):
-        made = RbdBench(request.getfixturevalue("ceph"), request.param, monkeypatch)
-        try:
+        async with RbdBench(request.getfixturevalue("ceph"), request.param, monkeypatch) as made:
             yield made
-        finally:
-            await made.clean()
         return
     yield LocalBench(request.getfixturevalue("small_file_system"), monkeypatch)
 

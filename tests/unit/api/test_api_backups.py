@@ -254,6 +254,18 @@ async def follow(cloud: Cloud, server: Server, move: dict[str, Any]) -> None:
         await server.storage.snapshot(row["spec"]["disk"], row["id"])
 
 
+async def moved_to(cloud: Cloud, server: Server, type_: str) -> dict[str, Any]:
+    """The disk `one`, after it was moved."""
+    node = cloud.nodes["n1"]
+    node.holding = True
+    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": type_})
+    await follow(cloud, server, move)
+    await node.release()
+    await cloud.alice.wait(move)
+    found: dict[str, Any] = await cloud.alice.get("/disks/one")
+    return found
+
+
 def test_a_move_says_how_far_it_is() -> None:
     assert how_far(Amount(400, exact=True), 100 * MIB, 2.0) == (23, "100 of 400 MiB copied, 50 MiB a second, 6 s to go")
     assert how_far(Amount(1000, exact=False), 100 * MIB, 4.0) == (9, "100 of at most 1000 MiB copied, 25 MiB a second")
@@ -282,12 +294,7 @@ async def test_a_disk_moves_to_another_pool_and_the_old_one_waits_in_the_trash(
     problem = await cloud.alice.fail("POST", "/disks/one/actions/move", {"type": "fast"}, status=409, code="conflict")
     assert "cannot be moved" in problem["detail"]
     await cloud.alice.end("POST", "/vms/a/actions/stop", {"force": True})
-    node.holding = True
-    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
-    await follow(cloud, server, move)
-    await node.release()
-    await cloud.alice.wait(move)
-    moved = await cloud.alice.get("/disks/one")
+    moved = await moved_to(cloud, server, "fast")
     assert (moved["spec"]["pool"], moved["spec"]["type"]) == (other, "fast") and moved["id"] != one
     assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
     assert any("MiB copied" in message for message in told), told
@@ -303,12 +310,7 @@ async def test_a_disk_that_has_moved_keeps_its_schedule(cloud: Cloud, server: Se
     one = await make(cloud, server, "one")
     await cloud.alice.end("POST", "/disks/one/actions/schedule", {"schedule": {"every_s": 3600, "keep": 2}})
     due = (await cloud.alice.get("/disks/one"))["status"]["next_snapshot_at"]
-    node.holding = True
-    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "fast"})
-    await follow(cloud, server, move)
-    await node.release()
-    await cloud.alice.wait(move)
-    moved = await cloud.alice.get("/disks/one")
+    moved = await moved_to(cloud, server, "fast")
     assert moved["id"] != one and moved["spec"]["schedule"] == {"every_s": 3600, "keep": 2}
     assert moved["status"]["next_snapshot_at"] == due
     assert (await cloud.alice.get(f"/disks/{one}"))["status"]["next_snapshot_at"] is None, "it waits in the trash"
@@ -323,18 +325,12 @@ async def test_a_disk_that_has_moved_keeps_its_schedule(cloud: Cloud, server: Se
 
 async def test_a_disk_of_a_node_moves_into_a_pool(cloud: Cloud, server: Server) -> None:
     await cloud.image()
-    node = cloud.nodes["n1"]
     one = str((await cloud.alice.create("disks", "one", size_mib=8))["id"])
     await cloud.alice.create("vms", "a", image="micro", disks=["one"])
     await server.storage.create(one, 8, None)
     server.disk.write(one, 5 * MIB, b"moved")
     await cloud.alice.end("POST", "/vms/a/actions/stop", {"force": True})
-    node.holding = True
-    move = await cloud.alice.do("POST", "/disks/one/actions/move", {"type": "standard"})
-    await follow(cloud, server, move)
-    await node.release()
-    await cloud.alice.wait(move)
-    moved = await cloud.alice.get("/disks/one")
+    moved = await moved_to(cloud, server, "standard")
     assert moved["spec"]["type"] == "standard" and moved["spec"]["pool"] and moved["id"] != one
     assert server.disk.read(moved["id"], 5 * MIB, 5) == b"moved"
     await cloud.until_gone(one)
